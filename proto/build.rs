@@ -14,7 +14,7 @@ const ETCD: &[&str] = &[
     "etcd/election.proto",
     "etcd/lock.proto",
 ];
-const PINTLE: &[&str] = &["pintle/command.proto"];
+const PINTLE: &[&str] = &["pintle/command.proto", "pintle/peer.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -5,6 +5,7 @@
 //! | [`etcdserverpb`], [`mvccpb`], [`authpb`], [`v3electionpb`], [`v3lockpb`] | etcd's messages, clients and servers, under etcd's package names |
 //! | [`raw`] | the Watch service with events that are encoded once and shared |
 //! | [`command`] | what the Raft log holds, and what applying it answers |
+//! | [`peer`] | what members say to each other |
 //! | [`EtcdError`] | etcd's errors: gRPC code and text |
 //! | [`Revision`], [`LeaseId`], [`MemberId`], [`ClusterId`], [`KeyRange`] | the values that pass between crates |
 //!
@@ -40,6 +41,8 @@ packages! {
     v3lockpb = "v3lockpb";
     /// The replicated commands and their outcomes.
     command = "command";
+    /// What members say to each other.
+    peer = "peer";
 }
 
 /// The Watch service with events as bytes: `repeated bytes` and `repeated Event` are one and the same on the wire, so

@@ -85,9 +85,7 @@ impl KeyRange {
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {
             KeyRange::Single(single) => single == key,
-            KeyRange::Span { start, end } => {
-                start.as_ref() <= key && end.as_ref().is_none_or(|end| key < end.as_ref())
-            }
+            KeyRange::Span { start, end } => start.as_ref() <= key && end.as_ref().is_none_or(|end| key < end.as_ref()),
         }
     }
 

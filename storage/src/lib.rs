@@ -1,1 +1,45 @@
+//! The state machine: a multi-version key-value store with etcd's rules, on RocksDB.
+//!
+//! ```text
+//! Applier::apply(log entries)                                 apply.rs, txn.rs
+//!    │  evaluates each command against the key index          index.rs
+//!    │  one write: data, events, lease, …, applied index      db.rs, keys.rs, record.rs
+//!    ├─> readers see the new state                            store.rs, range.rs, stream.rs, hash.rs
+//!    ├─> Observer::applied(events, lease changes)             event.rs
+//!    └─> outcomes
+//! beside: compaction in small steps                           compact.rs
+//!         checkpoints, and replacing the store by one         snapshot.rs
+//! ```
+//!
+//! Invariants:
+//! - `apply` is a function of state and command: no clock, no randomness, no network, no async.
+//! - Revisions are dense, strictly increasing, and equal on all members for equal commands; so is [`Store::hash_kv`].
+//! - The applied index and the data it produced are one write. RocksDB's own log is off and its column families are
+//!   flushed together, so a crash leaves the state at some applied index, and the Raft log leads on from there.
+//! - Readers never wait for the applier, nor it for them.
+//! - Refused requests ([`proto::EtcdError`]) and failures of this node ([`StorageError`]) are different types. What is
+//!   missing or does not match its checksum is a failure, never "not found".
 
+mod apply;
+mod compact;
+mod db;
+mod error;
+mod event;
+mod hash;
+mod index;
+mod keys;
+mod lease;
+mod range;
+mod record;
+mod snapshot;
+mod store;
+mod stream;
+mod txn;
+
+pub use apply::{Applier, LogEntry, Payload};
+pub use error::{ReadError, StorageError};
+pub use event::{Change, Event, LeaseChange, Observer};
+pub use hash::HashKv;
+pub use lease::LeaseInfo;
+pub use store::{Applied, Options, Size, Store};
+pub use stream::RangeCursor;

@@ -1,0 +1,484 @@
+//! Apply: the one place where the store changes.
+//!
+//! A batch of log entries becomes one RocksDB write, with the applied index in it:
+//!
+//! ```text
+//! entry 41  put a=1            revision 7   data a@7.0, events 7.0
+//! entry 42  txn: put b, del a  revision 8   data b@8.0, events 8.0, data a@8.1 (tombstone), events 8.1
+//! entry 43  put c, lease 9     refused: there is no lease 9 (an answer, and no revision)
+//! entry 44  lease grant 9      no revision  lease 9
+//!           applied = 44, revision = 8      meta
+//! ```
+//!
+//! Then readers see the new state, the observer is told, and the outcomes are returned: in this order. Apply is a
+//! function of state and command: no clock, no random number, nothing that differs between members.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use prost::Message;
+use proto::{
+    EtcdError, KeyRange, LeaseId, Revision,
+    command::{Command, Done, Outcome, command::Op, outcome::Result as Answer},
+    etcdserverpb::{
+        AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+        DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+        PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+        alarm_request::AlarmAction, request_op::Request, response_op::Response,
+    },
+    mvccpb::KeyValue,
+};
+use rocksdb::WriteBatch;
+
+use crate::{
+    db::{ALARM, DATA, EVENTS, LEASE, MEMBER, META},
+    error::{ReadError, StorageError},
+    event::{Change, Event, LeaseChange},
+    index::{Entry, Index, Key},
+    keys,
+    lease::{self, LeaseInfo},
+    range::{Failed, Snapshot},
+    record::{self, EventRecord},
+    store::{Applied, Inner, State, meta},
+    txn::{self, Path},
+};
+
+/// Longest TTL etcd grants, seconds. (etcd: `server/lease/lessor.go`, MaxLeaseTTL.)
+const LEASE_TTL_MAX: i64 = 9_000_000_000;
+
+/// One entry of the Raft log.
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    pub index: u64,
+    pub term: u64,
+    pub payload: Payload,
+}
+
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// An encoded [`Command`].
+    Command(Bytes),
+    /// What a new leader begins with.
+    Blank,
+    /// A membership as Raft encodes it: kept, and not looked into.
+    Membership(Bytes),
+}
+
+/// Changes the store. There is one.
+pub struct Applier {
+    inner: Arc<Inner>,
+}
+
+impl Applier {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        Applier { inner }
+    }
+
+    /// Applies entries in order and returns an outcome for each. `raft_state` is kept with the applied index.
+    ///
+    /// # Errors
+    /// When this node cannot go on: its disk failed, or an entry of the log does not decode.
+    ///
+    /// # Panics
+    /// When an entry has been applied already.
+    pub fn apply(&mut self, entries: &[LogEntry], raft_state: Option<Bytes>) -> Result<Vec<Outcome>, StorageError> {
+        self.inner.compactor.check()?;
+        let mut state = self.inner.state.lock();
+        let mut applied = self.inner.applied.read().clone();
+        let mut batch = Batch {
+            inner: &self.inner,
+            state: &mut state,
+            writes: WriteBatch::default(),
+            pending: HashMap::new(),
+            change: Change::default(),
+            compact_to: None,
+        };
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            assert!(entry.index > applied.index, "entry {} applied after {}", entry.index, applied.index);
+            let outcome = match &entry.payload {
+                Payload::Command(command) => {
+                    let op = Command::decode(command.clone()).ok().and_then(|command| command.op);
+                    let op = op.ok_or_else(|| {
+                        let detail = format!("entry {} of the log holds no command known here", entry.index);
+                        StorageError::damaged(&self.inner.dir, detail)
+                    })?;
+                    // A scan of the past sees what is written only: what the entries before this one did must be.
+                    if matches!(&op, Op::Txn(txn) if txn::reads_history(txn, batch.state.revision)) {
+                        batch.write(&applied)?;
+                    }
+                    batch.execute(op, entry.term)?
+                }
+                Payload::Blank => Answer::Done(Done {}),
+                Payload::Membership(membership) => {
+                    applied.membership = membership.clone();
+                    batch.put_meta(meta::MEMBERSHIP, membership);
+                    Answer::Done(Done {})
+                }
+            };
+            (applied.index, applied.term) = (entry.index, entry.term);
+            outcomes.push(Outcome { result: Some(outcome) });
+        }
+        if let Some(raft_state) = raft_state {
+            batch.put_meta(meta::RAFT_STATE, &raft_state);
+            applied.raft_state = raft_state;
+        }
+        batch.write(&applied)?;
+        Ok(outcomes)
+    }
+}
+
+/// What is gathered for one write.
+struct Batch<'a> {
+    inner: &'a Inner,
+    state: &'a mut State,
+    writes: WriteBatch,
+    /// Versions in `writes`, which RocksDB does not know yet.
+    pending: HashMap<Revision, KeyValue>,
+    change: Change,
+    compact_to: Option<i64>,
+}
+
+impl Batch<'_> {
+    /// Writes what was gathered, shows it to readers, tells the observer.
+    fn write(&mut self, applied: &Applied) -> Result<(), StorageError> {
+        let mut position = [0; 16];
+        position[..8].copy_from_slice(&applied.index.to_be_bytes());
+        position[8..].copy_from_slice(&applied.term.to_be_bytes());
+        self.put_meta(meta::APPLIED, &position);
+        self.put_meta(meta::REVISION, &self.state.revision.to_be_bytes());
+        self.state.db.write(std::mem::take(&mut self.writes))?;
+        self.pending.clear();
+
+        *self.inner.view.write() = Arc::new(self.state.view());
+        *self.inner.applied.write() = applied.clone();
+        if let Some(revision) = self.compact_to.take() {
+            self.inner.compactor.compact(revision);
+        }
+        let change = std::mem::take(&mut self.change);
+        let (revision, compacted) = (self.state.revision, self.state.compacted);
+        self.inner.options.observer.applied(Change { revision, compacted, ..change });
+        Ok(())
+    }
+
+    fn execute(&mut self, op: Op, term: u64) -> Result<Answer, StorageError> {
+        let answer = match op {
+            Op::Put(put) => self.put(&put).map(Answer::Put),
+            Op::DeleteRange(delete) => self.delete_range(&delete).map(Answer::DeleteRange),
+            Op::Txn(txn) => self.txn(&txn).map(Answer::Txn),
+            Op::Compact(compact) => self.compact(&compact).map(Answer::Compact),
+            Op::LeaseGrant(grant) => self.grant(&grant).map(Answer::LeaseGrant),
+            Op::LeaseRevoke(revoke) => self.revoke(&revoke).map(Answer::LeaseRevoke),
+            Op::LeaseExpire(expire) => {
+                for id in expire.ids.into_iter().map(LeaseId).filter(|_| expire.term == term) {
+                    if self.inner.leases.read().get(id).is_some() {
+                        self.drop_lease(id)?;
+                    }
+                }
+                Ok(Answer::Done(Done {}))
+            }
+            Op::LeaseCheckpoint(checkpoint) => {
+                for entry in checkpoint.checkpoints.iter().filter(|_| checkpoint.term == term) {
+                    self.checkpoint_lease(LeaseId(entry.id), entry.remaining_ttl);
+                }
+                Ok(Answer::Done(Done {}))
+            }
+            Op::MemberAttributes(member) => {
+                self.writes.put_cf(self.state.db.cf(MEMBER), member.id.to_be_bytes(), member.encode_to_vec());
+                self.inner.members.write().insert(member.id, member);
+                Ok(Answer::Done(Done {}))
+            }
+            Op::Alarm(alarm) => Ok(Answer::Alarm(self.alarm(&alarm))),
+        };
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(Failed::Read(ReadError::Request(error))) => Ok(Answer::Failure(error.into())),
+            Err(Failed::Read(ReadError::Local(error))) => Err(error),
+            Err(Failed::Missing { key, revision }) => {
+                let detail = format!("key {key:?} has no version at revision {revision}, but the index names it");
+                Err(StorageError::damaged(self.state.db.path(), detail))
+            }
+        }
+    }
+
+    fn put(&mut self, put: &PutRequest) -> Result<PutResponse, Failed> {
+        txn::check_put(put, &self.snapshot(), &|id| self.inner.leases.read().get(id).is_some())?;
+        let mut write = Write::begin(self);
+        let response = write.put(put)?;
+        write.end();
+        Ok(response)
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failed> {
+        let mut write = Write::begin(self);
+        let response = write.delete_range(delete)?;
+        write.end();
+        Ok(response)
+    }
+
+    fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Failed> {
+        let before = self.snapshot();
+        let path = Path::choose(&before, request)?;
+        txn::check(request, &path, &before, &|id| self.inner.leases.read().get(id).is_some())?;
+        let mut write = Write::begin(self);
+        let mut response = write.txn(request, &path)?;
+        let revision = write.end();
+        response.header = header(revision);
+        Ok(response)
+    }
+
+    /// Only names the revision; what it forgets is removed beside, in small steps.
+    fn compact(&mut self, compact: &CompactionRequest) -> Result<CompactionResponse, Failed> {
+        if compact.revision <= self.state.compacted {
+            return Err(EtcdError::Compacted.into());
+        }
+        if compact.revision > self.state.revision {
+            return Err(EtcdError::FutureRev.into());
+        }
+        self.state.compacted = compact.revision;
+        self.put_meta(meta::COMPACTED, &compact.revision.to_be_bytes());
+        self.compact_to = Some(compact.revision);
+        Ok(CompactionResponse { header: header(self.state.revision) })
+    }
+
+    fn grant(&mut self, grant: &LeaseGrantRequest) -> Result<LeaseGrantResponse, Failed> {
+        let id = LeaseId(grant.id);
+        if grant.id == 0 {
+            return Err(EtcdError::LeaseNotFound.into());
+        }
+        if grant.ttl > LEASE_TTL_MAX {
+            return Err(EtcdError::LeaseTTLTooLarge.into());
+        }
+        if self.inner.leases.read().get(id).is_some() {
+            return Err(EtcdError::LeaseExist.into());
+        }
+        self.set_lease(LeaseInfo { id, ttl: grant.ttl, remaining_ttl: 0 });
+        self.change.leases.push(LeaseChange::Granted { id, ttl: grant.ttl });
+        let header = header(self.state.revision);
+        Ok(LeaseGrantResponse { header, id: grant.id, ttl: grant.ttl, error: String::new() })
+    }
+
+    fn revoke(&mut self, revoke: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Failed> {
+        let id = LeaseId(revoke.id);
+        if self.inner.leases.read().get(id).is_none() {
+            return Err(EtcdError::LeaseNotFound.into());
+        }
+        self.drop_lease(id)?;
+        Ok(LeaseRevokeResponse { header: header(self.state.revision) })
+    }
+
+    /// Deletes a lease, and its keys in key order in one revision.
+    fn drop_lease(&mut self, id: LeaseId) -> Result<(), StorageError> {
+        let keys = self.inner.leases.read().keys(id);
+        let mut write = Write::begin(self);
+        for key in keys {
+            write.delete(&key)?;
+        }
+        write.end();
+        self.inner.leases.write().remove(id);
+        self.writes.delete_cf(self.state.db.cf(LEASE), id.0.to_be_bytes());
+        self.change.leases.push(LeaseChange::Revoked { id });
+        Ok(())
+    }
+
+    fn checkpoint_lease(&mut self, id: LeaseId, remaining_ttl: i64) {
+        let lease = self.inner.leases.read().get(id);
+        if let Some(lease) = lease {
+            self.set_lease(LeaseInfo { remaining_ttl, ..lease });
+            self.change.leases.push(LeaseChange::Checkpointed { id, remaining_ttl });
+        }
+    }
+
+    fn set_lease(&mut self, lease: LeaseInfo) {
+        self.writes.put_cf(self.state.db.cf(LEASE), lease.id.0.to_be_bytes(), lease::encode(&lease));
+        self.inner.leases.write().set(lease);
+    }
+
+    /// (etcd: `server/etcdserver/apply`, Alarm.)
+    fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
+        let mut alarms = self.inner.alarms.write();
+        let alarm = (request.member_id, request.alarm);
+        let key = || [&alarm.0.to_be_bytes()[..], &alarm.1.to_be_bytes()[..]].concat();
+        let member = AlarmMember { member_id: alarm.0, alarm: alarm.1 };
+        let is_kind = request.alarm != AlarmType::None as i32;
+        let answered = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => {
+                let wanted = alarms.iter().filter(|(_, kind)| !is_kind || *kind == request.alarm);
+                wanted.map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
+            }
+            Ok(AlarmAction::Activate) if is_kind => {
+                alarms.insert(alarm);
+                self.writes.put_cf(self.state.db.cf(ALARM), key(), member.encode_to_vec());
+                vec![member]
+            }
+            Ok(AlarmAction::Deactivate) if alarms.remove(&alarm) => {
+                self.writes.delete_cf(self.state.db.cf(ALARM), key());
+                vec![member]
+            }
+            _ => Vec::new(),
+        };
+        AlarmResponse { header: header(self.state.revision), alarms: answered }
+    }
+
+    fn put_meta(&mut self, key: &[u8], value: &[u8]) {
+        self.writes.put_cf(self.state.db.cf(META), key, value);
+    }
+
+    fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            db: &self.state.db,
+            index: &self.state.index,
+            revision: self.state.revision,
+            compacted: self.state.compacted,
+            pending: Some(&self.pending),
+        }
+    }
+}
+
+/// One transaction's changes, all at one revision.
+struct Write<'w, 'b> {
+    batch: &'w mut Batch<'b>,
+    /// The state before, which a range at a given revision reads.
+    before: Index,
+    /// The revision the first change makes.
+    revision: i64,
+    changes: i64,
+}
+
+impl<'w, 'b> Write<'w, 'b> {
+    fn begin(batch: &'w mut Batch<'b>) -> Self {
+        let (before, revision) = (batch.state.index.clone(), batch.state.revision + 1);
+        Write { batch, before, revision, changes: 0 }
+    }
+
+    /// The current revision, as the transaction itself sees it.
+    fn current(&self) -> i64 {
+        if self.changes > 0 { self.revision } else { self.revision - 1 }
+    }
+
+    /// Makes the changes the store's newest revision; returns the current one.
+    fn end(self) -> i64 {
+        self.batch.state.revision = self.current();
+        self.batch.state.revision
+    }
+
+    fn txn(&mut self, request: &TxnRequest, path: &Path) -> Result<TxnResponse, Failed> {
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::new();
+        for op in txn::branch(request, path.succeeded) {
+            let response = match &op.request {
+                Some(Request::RequestRange(range)) => Some(Response::ResponseRange(self.range(range)?)),
+                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(self.put(put)?)),
+                Some(Request::RequestDeleteRange(delete)) => {
+                    Some(Response::ResponseDeleteRange(self.delete_range(delete)?))
+                }
+                Some(Request::RequestTxn(txn)) => {
+                    let path = nested.next().expect("a nested transaction has a path");
+                    Some(Response::ResponseTxn(self.txn(txn, path)?))
+                }
+                None => None,
+            };
+            responses.push(ResponseOp { response });
+        }
+        Ok(TxnResponse { header: Some(ResponseHeader::default()), succeeded: path.succeeded, responses })
+    }
+
+    /// Reads what the transaction has written so far, or, at a given revision, the state before it.
+    fn range(&self, range: &RangeRequest) -> Result<RangeResponse, Failed> {
+        let now = self.batch.snapshot();
+        let snapshot = match range.revision {
+            ..=0 => Snapshot { revision: self.current(), ..now },
+            _ => Snapshot { index: &self.before, revision: self.revision - 1, ..now },
+        };
+        let mut response = snapshot.range(range)?;
+        response.header = header(self.current());
+        Ok(response)
+    }
+
+    fn put(&mut self, put: &PutRequest) -> Result<PutResponse, Failed> {
+        let existing = self.batch.state.index.find(&put.key).map(|(key, entry)| (key.clone(), *entry));
+        let before = match &existing {
+            Some((key, entry)) if put.prev_kv || put.ignore_value => {
+                Some(self.batch.snapshot().version(key, entry.mod_revision)?)
+            }
+            _ => None,
+        };
+        let entry_before = existing.as_ref().map(|(_, entry)| *entry);
+        let key: Key = existing.map_or_else(|| put.key.as_ref().into(), |(key, _)| key);
+        let revision = self.next_revision();
+        let entry = Entry {
+            mod_revision: revision,
+            create_revision: entry_before.map_or(revision.main, |before| before.create_revision),
+            version: entry_before.map_or(0, |before| before.version) + 1,
+            lease: if put.ignore_lease { entry_before.map_or(0, |before| before.lease) } else { put.lease },
+        };
+        let kv = KeyValue {
+            key: put.key.clone(),
+            create_revision: entry.create_revision,
+            mod_revision: revision.main,
+            version: entry.version,
+            value: match &before {
+                Some(before) if put.ignore_value => before.value.clone(),
+                _ => put.value.clone(),
+            },
+            lease: entry.lease,
+        };
+
+        let prev = entry_before.map(|before| before.mod_revision);
+        let Batch { inner, state, writes, pending, change, .. } = &mut *self.batch;
+        let at = keys::data_key(&put.key, revision);
+        writes.put_cf(state.db.cf(DATA), &at, record::encode_version(&at, &kv));
+        let at = keys::event_key(revision);
+        writes.put_cf(state.db.cf(EVENTS), at, EventRecord::put(put.key.clone(), &entry, prev).encode(&at));
+        let lease_before = entry_before.map_or(0, |before| before.lease);
+        if lease_before != entry.lease {
+            let mut leases = inner.leases.write();
+            leases.detach(&key, lease_before);
+            leases.attach(key.clone(), entry.lease);
+        }
+        state.index.insert(key, entry);
+        pending.insert(revision, kv.clone());
+        change.events.push(Arc::new(Event::put(revision, kv, prev)));
+        Ok(PutResponse { header: header(revision.main), prev_kv: before.filter(|_| put.prev_kv) })
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failed> {
+        let range = KeyRange::new(delete.key.clone(), delete.range_end.clone());
+        let mut prev_kvs = Vec::new();
+        if delete.prev_kv {
+            let DeleteRangeRequest { key, range_end, .. } = delete.clone();
+            prev_kvs = self.range(&RangeRequest { key, range_end, ..Default::default() })?.kvs;
+        }
+        let keys: Vec<Key> = self.batch.state.index.range(&range).map(|(key, _)| key.clone()).collect();
+        for key in &keys {
+            self.delete(key)?;
+        }
+        Ok(DeleteRangeResponse { header: header(self.current()), deleted: keys.len() as i64, prev_kvs })
+    }
+
+    /// Deletes a key that exists.
+    fn delete(&mut self, key: &Key) -> Result<(), StorageError> {
+        let revision = self.next_revision();
+        let Batch { inner, state, writes, change, .. } = &mut *self.batch;
+        let before = state.index.remove(key).expect("only keys of the index are deleted");
+        if before.lease != 0 {
+            inner.leases.write().detach(key, before.lease);
+        }
+        let key = Bytes::copy_from_slice(key);
+        let at = keys::data_key(&key, revision);
+        writes.put_cf(state.db.cf(DATA), &at, record::encode_tombstone(&at));
+        let at = keys::event_key(revision);
+        writes.put_cf(state.db.cf(EVENTS), at, EventRecord::delete(key.clone(), before.mod_revision).encode(&at));
+        change.events.push(Arc::new(Event::delete(revision, key, before.mod_revision)));
+        Ok(())
+    }
+
+    fn next_revision(&mut self) -> Revision {
+        self.changes += 1;
+        Revision::new(self.revision, self.changes - 1)
+    }
+}
+
+fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..Default::default() })
+}

@@ -1,0 +1,220 @@
+//! One RocksDB with Pintle's column families. RocksDB's types end here and in the files beside.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use proto::{Revision, mvccpb::KeyValue};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, FlushOptions,
+    Options, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::{
+    error::StorageError,
+    keys,
+    record::{self, EventRecord},
+};
+
+/// Column families, with what they hold. Their layout is in `docs/format.md`.
+pub(crate) const DATA: &str = "data";
+pub(crate) const EVENTS: &str = "events";
+pub(crate) const LEASE: &str = "lease";
+pub(crate) const AUTH: &str = "auth";
+pub(crate) const MEMBER: &str = "member";
+pub(crate) const ALARM: &str = "alarm";
+pub(crate) const META: &str = "meta";
+const COLUMN_FAMILIES: [&str; 7] = [DATA, EVENTS, LEASE, AUTH, MEMBER, ALARM, META];
+
+const WRITE_BUFFER_BYTES: usize = 64 << 20;
+const OPEN_FILES_MAX: i32 = 4096;
+
+pub(crate) struct Db {
+    raw: DB,
+    path: PathBuf,
+}
+
+impl Db {
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Db, StorageError> {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        // All column families reach the disk at one point of the write order, so a crash never tears one from another.
+        options.set_atomic_flush(true);
+        options.set_paranoid_checks(true);
+        options.set_max_background_jobs(2);
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_keep_log_file_num(2);
+        options.set_max_total_wal_size(1 << 20);
+        let cache = Cache::new_lru_cache(cache_bytes);
+        let families = COLUMN_FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
+        let raw = DB::open_cf_descriptors(&options, path, families).map_err(|e| StorageError::rocksdb(path, e))?;
+        Ok(Db { raw, path: path.into() })
+    }
+
+    /// Opens for reading a checkpoint that nothing writes to.
+    pub fn open_read_only(path: &Path) -> Result<Db, StorageError> {
+        let raw = DB::open_cf_for_read_only(&Options::default(), path, COLUMN_FAMILIES, false)
+            .map_err(|e| StorageError::rocksdb(path, e))?;
+        Ok(Db { raw, path: path.into() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn raw(&self) -> &DB {
+        &self.raw
+    }
+
+    pub fn cf(&self, name: &str) -> &ColumnFamily {
+        self.raw.cf_handle(name).expect("every column family is created at open")
+    }
+
+    pub fn error(&self, error: rocksdb::Error) -> StorageError {
+        StorageError::rocksdb(&self.path, error)
+    }
+
+    /// Damage in the record at `key` of a column family.
+    pub fn damaged(&self, family: &str, key: &[u8], detail: impl std::fmt::Display) -> StorageError {
+        let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        StorageError::damaged(&self.path, format!("column family {family}, key {key}: {detail}"))
+    }
+
+    pub fn get(&self, family: &str, key: &[u8]) -> Result<Option<rocksdb::DBPinnableSlice<'_>>, StorageError> {
+        self.raw.get_pinned_cf(self.cf(family), key).map_err(|e| self.error(e))
+    }
+
+    /// The version of `key` written at `revision`; None when it is not there (any more).
+    pub fn version(&self, key: &[u8], revision: Revision) -> Result<Option<KeyValue>, StorageError> {
+        let at = keys::data_key(key, revision);
+        match self.get(DATA, &at)? {
+            Some(value) => self.decode_version(&at, &value, key),
+            None => Ok(None),
+        }
+    }
+
+    pub fn decode_version(&self, at: &[u8], value: &[u8], key: &[u8]) -> Result<Option<KeyValue>, StorageError> {
+        record::decode_version(at, value, Bytes::copy_from_slice(key)).map_err(|e| self.damaged(DATA, at, e))
+    }
+
+    /// Writes atomically. The Raft log is the durable log: RocksDB keeps none.
+    pub fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.raw.write_opt(batch, &options).map_err(|e| self.error(e))
+    }
+
+    /// Brings everything written so far to the disk, all column families at one point of the write order.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        let families: Vec<&ColumnFamily> = COLUMN_FAMILIES.iter().map(|name| self.cf(name)).collect();
+        self.raw.flush_cfs_opt(&families, &options).map_err(|e| self.error(e))
+    }
+
+    /// A cursor over a column family as it is now.
+    pub fn cursor(&self, family: &'static str) -> Cursor<'_> {
+        let mut options = ReadOptions::default();
+        options.set_async_io(false);
+        Cursor { raw: self.raw.raw_iterator_cf_opt(self.cf(family), options), db: self }
+    }
+
+    /// Calls `visit` with each event whose main revision is in `from..=to`, in order, until it returns false.
+    pub fn each_event(
+        &self,
+        from: i64,
+        to: i64,
+        mut visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut cursor = self.cursor(EVENTS);
+        cursor.seek(&keys::event_key(Revision::new(from.max(0), 0)));
+        while let Some((at, value)) = cursor.item()? {
+            let revision =
+                keys::parse_event_key(at).ok_or_else(|| self.damaged(EVENTS, at, "the key is not a revision"))?;
+            if revision.main > to {
+                break;
+            }
+            let event = EventRecord::decode(at, value).map_err(|e| self.damaged(EVENTS, at, e))?;
+            if !visit(revision, event)? {
+                break;
+            }
+            cursor.next();
+        }
+        Ok(())
+    }
+
+    /// Every key and value of a small column family.
+    pub fn all(&self, family: &'static str) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        let mut all = Vec::new();
+        let mut cursor = self.cursor(family);
+        cursor.seek(b"");
+        while let Some((key, value)) = cursor.item()? {
+            all.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            cursor.next();
+        }
+        Ok(all)
+    }
+
+    /// Sum of an integer property over all column families.
+    pub fn property(&self, name: &str) -> Result<u64, StorageError> {
+        let mut sum = 0;
+        for family in COLUMN_FAMILIES {
+            let value = self.raw.property_int_value_cf(self.cf(family), name).map_err(|e| self.error(e))?;
+            sum += value.unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
+    /// Rewrites all files, dropping what is deleted.
+    pub fn compact(&self) {
+        for family in COLUMN_FAMILIES {
+            self.raw.compact_range_cf(self.cf(family), None::<&[u8]>, None::<&[u8]>);
+        }
+    }
+}
+
+fn family_options(name: &str, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(16 << 10);
+    table.set_bloom_filter(10.0, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    let large = matches!(name, DATA | EVENTS);
+    options.set_write_buffer_size(if large { WRITE_BUFFER_BYTES } else { 4 << 20 });
+    options.set_max_write_buffer_number(3);
+    options
+}
+
+/// A position in a column family. Reads one state of it, whatever is written meanwhile.
+pub(crate) struct Cursor<'a> {
+    raw: DBRawIterator<'a>,
+    db: &'a Db,
+}
+
+impl Cursor<'_> {
+    pub fn seek(&mut self, key: &[u8]) {
+        self.raw.seek(key);
+    }
+
+    pub fn next(&mut self) {
+        if self.raw.valid() {
+            self.raw.next();
+        }
+    }
+
+    /// Key and value here; None behind the last.
+    pub fn item(&self) -> Result<Option<(&[u8], &[u8])>, StorageError> {
+        if self.raw.valid() {
+            return Ok(self.raw.item());
+        }
+        self.raw.status().map_err(|e| self.db.error(e))?;
+        Ok(None)
+    }
+}

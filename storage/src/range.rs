@@ -1,0 +1,273 @@
+//! Range: which keys, in which order, how many. (etcd: `server/etcdserver/txn/range.go`, `mvcc/kvstore_txn.go`.)
+//!
+//! At the current revision the key index answers everything but the values: the count, the order by any number, keys
+//! only. At an older revision the `data` column family is scanned, where the versions of a key stand newest first.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use proto::{
+    EtcdError, KeyRange, Revision,
+    etcdserverpb::{
+        RangeRequest, RangeResponse, ResponseHeader,
+        range_request::{SortOrder, SortTarget},
+    },
+    mvccpb::KeyValue,
+};
+
+use crate::{
+    db::{Cursor, DATA, Db},
+    error::{ReadError, StorageError},
+    index::{Entry, Index},
+    keys,
+    record::Kind,
+};
+
+/// How far a cursor steps before it seeks instead.
+const STEPS_MAX: usize = 8;
+
+/// One state of the store, as a reader or a running transaction sees it.
+pub(crate) struct Snapshot<'a> {
+    pub db: &'a Db,
+    pub index: &'a Index,
+    pub revision: i64,
+    pub compacted: i64,
+    /// Versions that are not in `db` yet.
+    pub pending: Option<&'a HashMap<Revision, KeyValue>>,
+}
+
+/// Why a range on a [`Snapshot`] has no result.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    Read(ReadError),
+    /// A version that the snapshot's index names is not in the store: a compaction overtook the reader, or it is lost.
+    Missing {
+        key: Bytes,
+        revision: Revision,
+    },
+}
+
+impl<E: Into<ReadError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Failed::Read(error.into())
+    }
+}
+
+/// A key on its way into the answer. The value is fetched last, for what is left after filters and limit.
+struct Found {
+    kv: KeyValue,
+    at: Revision,
+    has_value: bool,
+}
+
+impl Found {
+    fn from_index(key: &[u8], entry: &Entry) -> Self {
+        let kv = KeyValue {
+            key: Bytes::copy_from_slice(key),
+            create_revision: entry.create_revision,
+            mod_revision: entry.mod_revision.main,
+            version: entry.version,
+            value: Bytes::new(),
+            lease: entry.lease,
+        };
+        Found { kv, at: entry.mod_revision, has_value: false }
+    }
+}
+
+impl Snapshot<'_> {
+    /// The whole of Range. The header holds the revision only.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failed> {
+        let revision = self.revision_of(request.revision)?;
+        let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        let header = Some(ResponseHeader { revision: self.revision, ..Default::default() });
+        if request.count_only {
+            return Ok(RangeResponse { header, count: self.count(&range, revision)? as i64, ..Default::default() });
+        }
+
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+        // With an order or filters everything is read before it is cut.
+        let read_limit = limit.filter(|_| !is_reordered(request) && !is_filtered(request)).map(|limit| limit + 1);
+        let (mut found, count) = self.find(&range, revision, read_limit)?;
+        found.retain(|found| passes(&found.kv, request));
+        if request.sort_target() == SortTarget::Value {
+            self.fetch(&mut found)?;
+        }
+        sort(&mut found, request);
+        let more = limit.is_some_and(|limit| found.len() > limit);
+        found.truncate(limit.unwrap_or(usize::MAX));
+        if !request.keys_only {
+            self.fetch(&mut found)?;
+        }
+        let mut kvs: Vec<KeyValue> = found.into_iter().map(|found| found.kv).collect();
+        if request.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(RangeResponse { header, kvs, more, count: count as i64 })
+    }
+
+    /// The revision a request means: 0 and below is the current one.
+    pub fn revision_of(&self, requested: i64) -> Result<i64, EtcdError> {
+        let revision = if requested <= 0 { self.revision } else { requested };
+        match () {
+            _ if revision > self.revision => Err(EtcdError::FutureRev),
+            _ if revision < self.compacted => Err(EtcdError::Compacted),
+            _ => Ok(revision),
+        }
+    }
+
+    /// The value of a version that the index names.
+    pub fn version(&self, key: &[u8], at: Revision) -> Result<KeyValue, Failed> {
+        if let Some(kv) = self.pending.and_then(|pending| pending.get(&at)) {
+            return Ok(kv.clone());
+        }
+        let missing = || Failed::Missing { key: Bytes::copy_from_slice(key), revision: at };
+        self.db.version(key, at)?.ok_or_else(missing)
+    }
+
+    /// Up to `limit` keys of the range, and the number of all.
+    fn find(&self, range: &KeyRange, revision: i64, limit: Option<usize>) -> Result<(Vec<Found>, usize), Failed> {
+        if revision == self.revision {
+            let entries = self.index.range(range).take(limit.unwrap_or(usize::MAX));
+            let found = entries.map(|(key, entry)| Found::from_index(key, entry)).collect();
+            return Ok((found, self.index.count(range)));
+        }
+        let mut found = Vec::new();
+        self.scan(range, revision, limit.unwrap_or(usize::MAX), |kv, at| {
+            found.push(Found { kv, at, has_value: true });
+        })?;
+        let all_read = limit.is_none_or(|limit| found.len() < limit);
+        let count = if all_read { found.len() } else { self.count(range, revision)? };
+        Ok((found, count))
+    }
+
+    /// The number of keys in the range at a revision: those of now, less what was created since, plus what was deleted.
+    fn count(&self, range: &KeyRange, revision: i64) -> Result<usize, Failed> {
+        let now = self.index.count(range);
+        if revision == self.revision {
+            return Ok(now);
+        }
+        let mut count = now as i64;
+        self.db.each_event(revision + 1, self.revision, |_, event| {
+            if range.contains(&event.key) {
+                match event.kind {
+                    Kind::Put => count -= event.prev.is_none() as i64,
+                    Kind::Delete => count += 1,
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(usize::try_from(count).expect("no more keys were created since than there are and were deleted"))
+    }
+
+    /// Calls `visit` with each key's version at `revision`, in key order, up to `limit` of them.
+    fn scan(
+        &self,
+        range: &KeyRange,
+        revision: i64,
+        limit: usize,
+        mut visit: impl FnMut(KeyValue, Revision),
+    ) -> Result<(), StorageError> {
+        debug_assert!(self.pending.is_none_or(HashMap::is_empty), "a scan sees what is written only");
+        let mut cursor = self.db.cursor(DATA);
+        cursor.seek(&keys::data_prefix(range.start()));
+        let mut left = limit;
+        while left > 0
+            && let Some((at, value)) = cursor.item()?
+        {
+            let (key, version) =
+                keys::parse_data_key(at).ok_or_else(|| self.db.damaged(DATA, at, "the key is not a version's"))?;
+            if !range.contains(&key) {
+                break;
+            }
+            if version.main > revision {
+                let newest = Revision::new(revision, i64::MAX);
+                advance_to(&mut cursor, &keys::data_key(&key, newest))?;
+                continue;
+            }
+            if let Some(kv) = self.db.decode_version(at, value, &key)? {
+                visit(kv, version);
+                left -= 1;
+            }
+            advance_to(&mut cursor, &keys::after_versions(&key))?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the values that are not there yet: one by one when few, else along one cursor.
+    fn fetch(&self, found: &mut [Found]) -> Result<(), Failed> {
+        if found.len() <= STEPS_MAX {
+            for found in found.iter_mut().filter(|found| !found.has_value) {
+                found.kv = self.version(&found.kv.key, found.at)?;
+                found.has_value = true;
+            }
+            return Ok(());
+        }
+        let mut cursor = self.db.cursor(DATA);
+        for found in found.iter_mut().filter(|found| !found.has_value) {
+            if let Some(kv) = self.pending.and_then(|pending| pending.get(&found.at)) {
+                found.kv = kv.clone();
+            } else {
+                let wanted = keys::data_key(&found.kv.key, found.at);
+                advance_to(&mut cursor, &wanted)?;
+                let kv = match cursor.item()? {
+                    Some((at, value)) if at == wanted => self.db.decode_version(at, value, &found.kv.key)?,
+                    _ => None,
+                };
+                let missing = || Failed::Missing { key: found.kv.key.clone(), revision: found.at };
+                found.kv = kv.ok_or_else(missing)?;
+            }
+            found.has_value = true;
+        }
+        Ok(())
+    }
+}
+
+/// Moves to the first key not below `target`: by steps while it is near and ahead, else by a seek.
+fn advance_to(cursor: &mut Cursor<'_>, target: &[u8]) -> Result<(), StorageError> {
+    for step in 0..STEPS_MAX {
+        match cursor.item()? {
+            Some((at, _)) if at < target => cursor.next(),
+            // Not below the target, but only a cursor that came from below it stands at the first such key.
+            Some((at, _)) if at == target || step > 0 => return Ok(()),
+            _ => break,
+        }
+    }
+    cursor.seek(target);
+    Ok(())
+}
+
+fn is_filtered(request: &RangeRequest) -> bool {
+    let RangeRequest { min_mod_revision, max_mod_revision, min_create_revision, max_create_revision, .. } = *request;
+    [min_mod_revision, max_mod_revision, min_create_revision, max_create_revision].iter().any(|bound| *bound != 0)
+}
+
+/// etcd cuts before it sorts when no order is given, even if a target is.
+fn is_reordered(request: &RangeRequest) -> bool {
+    let ascending_keys = request.sort_target() == SortTarget::Key && request.sort_order() == SortOrder::Ascend;
+    request.sort_order() != SortOrder::None && !ascending_keys
+}
+
+fn passes(kv: &KeyValue, request: &RangeRequest) -> bool {
+    let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
+    within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
+        && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
+}
+
+/// Sorts stably: keys that compare equal stay in key order. etcd's sort is not stable beyond twelve keys.
+fn sort(found: &mut [Found], request: &RangeRequest) {
+    let descending = request.sort_order() == SortOrder::Descend;
+    if request.sort_target() == SortTarget::Key && !descending {
+        return;
+    }
+    found.sort_by(|a, b| {
+        let (a, b) = (&a.kv, &b.kv);
+        let order = match request.sort_target() {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        };
+        if descending { order.reverse() } else { order }
+    });
+}

@@ -1,0 +1,354 @@
+//! The store's front: opening, and everything that is read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use proto::{
+    KeyRange, LeaseId, Revision,
+    command::MemberAttributes,
+    etcdserverpb::{AlarmMember, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse},
+    mvccpb::KeyValue,
+};
+
+use crate::{
+    apply::Applier,
+    compact::Compactor,
+    db::{ALARM, Db, LEASE, MEMBER, META},
+    error::{ReadError, StorageError},
+    event::Observer,
+    index::{Entry, Index, Key},
+    lease::{self, LeaseInfo, Leases},
+    range::{Failed, Snapshot},
+    record::Kind,
+    snapshot, txn,
+};
+
+const FORMAT_VERSION: u32 = 1;
+
+/// Keys of the column family `meta`.
+pub(crate) mod meta {
+    pub const FORMAT: &[u8] = b"format";
+    pub const APPLIED: &[u8] = b"applied";
+    pub const MEMBERSHIP: &[u8] = b"membership";
+    pub const RAFT_STATE: &[u8] = b"raft_state";
+    pub const REVISION: &[u8] = b"revision";
+    pub const COMPACTED: &[u8] = b"compacted";
+    pub const COMPACTION_FINISHED: &[u8] = b"compaction_finished";
+}
+
+/// The compacted revision of a store that was never compacted, as etcd has it.
+pub(crate) const NEVER_COMPACTED: i64 = -1;
+const FIRST_REVISION: i64 = 1;
+
+pub struct Options {
+    /// Told of every change.
+    pub observer: Arc<dyn Observer>,
+    /// Block cache, in bytes.
+    pub cache_bytes: usize,
+}
+
+/// How far the Raft log has been applied, with what Raft asked to keep beside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub index: u64,
+    pub term: u64,
+    /// The newest `raft_state` given to [`Applier::apply`].
+    pub raft_state: Bytes,
+    /// The newest membership payload applied.
+    pub membership: Bytes,
+}
+
+/// Sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Files and memory not yet written to files.
+    pub on_disk: i64,
+    /// An estimate of what would be left if everything deleted were gone from the files.
+    pub in_use: i64,
+}
+
+/// The multi-version store. Cheap to clone; every method may be called from any thread, and blocks while it reads.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub dir: PathBuf,
+    pub options: Options,
+    /// What readers see: replaced after each applied batch.
+    pub view: RwLock<Arc<View>>,
+    /// What the applier works on.
+    pub state: Mutex<State>,
+    pub leases: RwLock<Leases>,
+    pub members: RwLock<BTreeMap<u64, MemberAttributes>>,
+    /// Member and alarm type.
+    pub alarms: RwLock<BTreeSet<(u64, i32)>>,
+    pub applied: RwLock<Applied>,
+    pub compactor: Compactor,
+}
+
+/// One state of the store that readers share.
+pub(crate) struct View {
+    pub db: Arc<Db>,
+    pub index: Index,
+    pub revision: i64,
+    pub compacted: i64,
+}
+
+/// The applier's side of the same.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub db: Arc<Db>,
+    pub index: Index,
+    pub revision: i64,
+    pub compacted: i64,
+}
+
+/// All that stands in a RocksDB, brought into memory.
+pub(crate) struct Loaded {
+    pub state: State,
+    pub leases: Leases,
+    pub members: BTreeMap<u64, MemberAttributes>,
+    pub alarms: BTreeSet<(u64, i32)>,
+    pub applied: Applied,
+    pub compaction_finished: i64,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes an empty one there.
+    pub fn open(dir: &Path, options: Options) -> Result<Store, StorageError> {
+        let db = Arc::new(Db::open(&snapshot::current(dir)?, options.cache_bytes)?);
+        let Loaded { state, leases, members, alarms, applied, compaction_finished } = Loaded::from(db)?;
+        let compactor = Compactor::start(state.db.clone(), compaction_finished, state.compacted);
+        let inner = Inner {
+            dir: dir.into(),
+            options,
+            view: RwLock::new(Arc::new(state.view())),
+            state: Mutex::new(state),
+            leases: RwLock::new(leases),
+            members: RwLock::new(members),
+            alarms: RwLock::new(alarms),
+            applied: RwLock::new(applied),
+            compactor,
+        };
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// The one that changes the store. There must be one only.
+    pub fn applier(&self) -> Applier {
+        Applier::new(self.inner.clone())
+    }
+
+    pub fn applied(&self) -> Applied {
+        self.inner.applied.read().clone()
+    }
+
+    /// The current main revision; 1 when nothing was ever written.
+    pub fn revision(&self) -> i64 {
+        self.inner.view.read().revision
+    }
+
+    /// What is below this revision is forgotten; -1 when the store was never compacted.
+    pub fn compacted_revision(&self) -> i64 {
+        self.inner.view.read().compacted
+    }
+
+    /// The number of living keys.
+    pub fn key_count(&self) -> usize {
+        self.inner.view.read().index.len()
+    }
+
+    /// The whole of Range; the header holds the revision only.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        self.read(|snapshot| snapshot.range(request))
+    }
+
+    /// Evaluates a transaction that only reads, all at one revision.
+    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
+        self.read(|snapshot| {
+            txn::check(request, &txn::Path::choose(snapshot, request)?, snapshot, &|id| self.lease(id).is_some())?;
+            let mut response = txn::read_only(snapshot, request)?;
+            response.header = Some(ResponseHeader { revision: snapshot.revision, ..Default::default() });
+            Ok(response)
+        })
+    }
+
+    /// The version of `key` written at `at`; None when it has been compacted away.
+    pub fn version_at(&self, key: &[u8], at: Revision) -> Result<Option<KeyValue>, StorageError> {
+        self.inner.view().db.version(key, at)
+    }
+
+    /// In order of ids.
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        self.inner.leases.read().all()
+    }
+
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
+        self.inner.leases.read().get(id)
+    }
+
+    /// The keys that hang on a lease, in order.
+    pub fn lease_keys(&self, id: LeaseId) -> Vec<Bytes> {
+        self.inner.leases.read().keys(id).iter().map(|key| Bytes::copy_from_slice(key)).collect()
+    }
+
+    /// What members said of themselves, in order of ids.
+    pub fn member_attributes(&self) -> Vec<MemberAttributes> {
+        self.inner.members.read().values().cloned().collect()
+    }
+
+    /// In order of members, then of types.
+    pub fn alarms(&self) -> Vec<AlarmMember> {
+        self.inner.alarms.read().iter().map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
+    }
+
+    pub fn size(&self) -> Result<Size, StorageError> {
+        let db = &self.inner.view().db;
+        let memory = db.property("rocksdb.cur-size-all-mem-tables")?;
+        let files = db.property("rocksdb.total-sst-files-size")?;
+        let live = db.property("rocksdb.live-sst-files-size")?.min(db.property("rocksdb.estimate-live-data-size")?);
+        Ok(Size { on_disk: (files + memory) as i64, in_use: (live + memory) as i64 })
+    }
+
+    /// Makes all that has been applied durable; returns the applied index that is durable now. The log may be purged
+    /// up to there.
+    pub fn flush(&self) -> Result<u64, StorageError> {
+        let index = self.inner.applied.read().index;
+        self.inner.view().db.flush()?;
+        Ok(index)
+    }
+
+    /// Rewrites all files. Nothing needs it; etcd has it, so it is there.
+    pub fn defragment(&self) -> Result<(), StorageError> {
+        let view = self.inner.view();
+        view.db.flush()?;
+        view.db.compact();
+        Ok(())
+    }
+
+    /// Blocks until what `revision`'s compaction forgets is gone from the store.
+    pub fn wait_compacted(&self, revision: i64) -> Result<(), StorageError> {
+        self.inner.compactor.wait(revision)
+    }
+
+    /// Runs a read on the newest state, again when a compaction took from under it what it was to read.
+    fn read<T>(&self, read: impl Fn(&Snapshot<'_>) -> Result<T, Failed>) -> Result<T, ReadError> {
+        loop {
+            let view = self.inner.view();
+            let result = read(&view.snapshot());
+            let compacted = self.compacted_revision();
+            match result {
+                Ok(value) => return Ok(value),
+                Err(Failed::Read(error)) => return Err(error),
+                Err(Failed::Missing { .. }) if compacted > view.compacted => {}
+                Err(Failed::Missing { key, revision }) => {
+                    let detail = format!("key {key:?} has no version at revision {revision}, but the index names it");
+                    return Err(StorageError::damaged(view.db.path(), detail).into());
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    pub fn view(&self) -> Arc<View> {
+        self.view.read().clone()
+    }
+}
+
+impl View {
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot { db: &self.db, index: &self.index, revision: self.revision, compacted: self.compacted, pending: None }
+    }
+}
+
+impl State {
+    pub fn view(&self) -> View {
+        let State { db, index, revision, compacted } = self.clone();
+        View { db, index, revision, compacted }
+    }
+}
+
+impl Loaded {
+    /// Rebuilds from `events` what is kept in memory of the keys, and reads the small column families.
+    pub fn from(db: Arc<Db>) -> Result<Self, StorageError> {
+        let mut applied = Applied::default();
+        let (mut revision, mut compacted, mut finished) = (FIRST_REVISION, NEVER_COMPACTED, NEVER_COMPACTED);
+        let mut format = None;
+        for (key, value) in db.all(META)? {
+            let number =
+                |at: usize| value.get(at..at + 8).map(|b| u64::from_be_bytes(b.try_into().expect("eight bytes")));
+            let number = |at: usize| number(at).ok_or_else(|| db.damaged(META, &key, "the value is cut short"));
+            match key.as_ref() {
+                meta::FORMAT => format = Some(number(0)? as u32),
+                meta::APPLIED => (applied.index, applied.term) = (number(0)?, number(8)?),
+                meta::MEMBERSHIP => applied.membership = value.clone(),
+                meta::RAFT_STATE => applied.raft_state = value.clone(),
+                meta::REVISION => revision = number(0)? as i64,
+                meta::COMPACTED => compacted = number(0)? as i64,
+                meta::COMPACTION_FINISHED => finished = number(0)? as i64,
+                _ => {}
+            }
+        }
+        match format {
+            Some(FORMAT_VERSION) => {}
+            Some(found) => {
+                return Err(StorageError::Format { path: db.path().into(), found, known: FORMAT_VERSION });
+            }
+            None if applied.index == 0 => {
+                let mut batch = rocksdb::WriteBatch::default();
+                batch.put_cf(db.cf(META), meta::FORMAT, u64::from(FORMAT_VERSION).to_be_bytes());
+                db.write(batch)?;
+                db.flush()?;
+            }
+            None => return Err(db.damaged(META, meta::FORMAT, "there is no format version")),
+        }
+
+        let mut leases = Leases::default();
+        for (key, value) in db.all(LEASE)? {
+            leases.set(lease::decode(&key, &value).ok_or_else(|| db.damaged(LEASE, &key, "not a lease"))?);
+        }
+        let mut members = BTreeMap::new();
+        for (key, value) in db.all(MEMBER)? {
+            let member = MemberAttributes::decode(value).map_err(|e| db.damaged(MEMBER, &key, e))?;
+            members.insert(member.id, member);
+        }
+        let mut alarms = BTreeSet::new();
+        for (key, value) in db.all(ALARM)? {
+            let alarm = AlarmMember::decode(value).map_err(|e| db.damaged(ALARM, &key, e))?;
+            alarms.insert((alarm.member_id, alarm.alarm));
+        }
+        let index = load_index(&db, revision)?;
+        for (key, entry) in index.range(&KeyRange::all()) {
+            leases.attach(key.clone(), entry.lease);
+        }
+        let state = State { db, index, revision, compacted };
+        Ok(Loaded { state, leases, members, alarms, applied, compaction_finished: finished })
+    }
+}
+
+/// The living keys are those whose newest event is a put.
+fn load_index(db: &Db, revision: i64) -> Result<Index, StorageError> {
+    let mut newest: Vec<(Key, Revision, Option<Entry>)> = Vec::new();
+    db.each_event(0, i64::MAX, |at, event| {
+        if at.main > revision {
+            return Err(db.damaged(
+                "events",
+                &crate::keys::event_key(at),
+                format!("beyond the store's revision {revision}"),
+            ));
+        }
+        newest.push((event.key.as_ref().into(), at, (event.kind == Kind::Put).then(|| event.entry(at))));
+        Ok(true)
+    })?;
+    newest.sort_unstable_by(|(a, a_at, _), (b, b_at, _)| a.cmp(b).then(b_at.cmp(a_at)));
+    newest.dedup_by(|later, first| later.0 == first.0);
+    Ok(Index::from_sorted(newest.into_iter().filter_map(|(key, _, entry)| Some((key, entry?)))))
+}
