@@ -1,1 +1,114 @@
+//! Consensus: one log on all members, applied to each one's store. openraft decides, and its types end here.
+//!
+//! ```text
+//! Node            node.rs           what the server calls: propose, read_index, status, members
+//!  ├ propose.rs                     batches of proposals, to the log or to the leader
+//!  ├ read_index.rs                  linearizable reads
+//!  ├ status.rs                      who leads
+//!  ├ state_machine.rs               committed entries to the store
+//!  ├ log/                           segment files, group commit, recovery
+//!  └ network/                       peers, replication, snapshots
+//! ```
+//!
+//! Invariants:
+//! - A proposal is answered when a quorum has synced it and this member has applied it.
+//! - The log lets go only of what the store has made durable.
+//! - A failed write or sync of the log stops the node; it is never tried again.
 
+mod convert;
+mod log;
+mod metrics;
+mod network;
+mod node;
+mod propose;
+mod read_index;
+mod state_machine;
+mod status;
+mod types;
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use proto::{ClusterId, MemberId};
+
+pub use metrics::{FSYNC_BUCKETS, FsyncDurations, Metrics};
+pub use node::Node;
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub id: MemberId,
+    /// Empty until the member has started.
+    pub name: String,
+    pub peer_urls: Vec<String>,
+    /// Empty until the member has started.
+    pub client_urls: Vec<String>,
+    pub is_learner: bool,
+}
+
+pub struct Config {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    /// The membership that a new cluster begins with: the same on all its members. Not looked at when there is a log.
+    pub initial_members: Vec<Member>,
+    /// Snapshots on their way stand in `member/snapshots` below it.
+    pub data_dir: PathBuf,
+    pub wal_dir: PathBuf,
+    pub heartbeat: Duration,
+    pub election_timeout: Duration,
+    /// Entries between two looks at whether the log can be cut.
+    pub snapshot_count: u64,
+    pub max_request_bytes: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Damaged(String),
+    #[error("{0}")]
+    Io(String),
+    #[error("{0}")]
+    Config(String),
+}
+
+/// Why a proposal or a linearizable read has no answer. (A refusal by the rules is an outcome, and none of these.)
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RaftError {
+    #[error("no leader")]
+    NoLeader,
+    /// A proposal's fate is unknown.
+    #[error("timed out")]
+    Timeout,
+    /// A proposal's fate is unknown.
+    #[error("leader changed")]
+    LeaderChanged,
+    #[error("stopped")]
+    Stopped,
+    #[error("too many requests")]
+    Overloaded,
+    #[error("not leader")]
+    NotLeader,
+    /// This node cannot go on.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// A member's view of the cluster. Indexes count from 1; 0 is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    pub leader: Option<MemberId>,
+    pub is_leader: bool,
+    pub is_learner: bool,
+    pub term: u64,
+    pub last_log_index: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    /// Why this node cannot go on.
+    pub fatal: Option<String>,
+}
+
+/// Answers what other members ask this one as the leader; requests and answers are in the encoding of its owner.
+#[tonic::async_trait]
+pub trait LeaderHandler: Send + Sync + 'static {
+    async fn handle(&self, request: Bytes) -> Result<Bytes, tonic::Status>;
+}

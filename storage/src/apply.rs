@@ -74,14 +74,14 @@ impl Applier {
         Applier { inner }
     }
 
-    /// Applies entries in order and returns an outcome for each. `raft_state` is kept with the applied index.
+    /// Applies entries in order and returns an outcome for each.
     ///
     /// # Errors
     /// When this node cannot go on: its disk failed, or an entry of the log does not decode.
     ///
     /// # Panics
     /// When an entry has been applied already.
-    pub fn apply(&mut self, entries: &[LogEntry], raft_state: Option<Bytes>) -> Result<Vec<Outcome>, StorageError> {
+    pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Outcome>, StorageError> {
         self.inner.compactor.check()?;
         let mut state = self.inner.state.lock();
         let mut applied = self.inner.applied.read().clone();
@@ -118,10 +118,6 @@ impl Applier {
             };
             (applied.index, applied.term) = (entry.index, entry.term);
             outcomes.push(Outcome { result: Some(outcome) });
-        }
-        if let Some(raft_state) = raft_state {
-            batch.put_meta(meta::RAFT_STATE, &raft_state);
-            applied.raft_state = raft_state;
         }
         batch.write(&applied)?;
         Ok(outcomes)

@@ -35,6 +35,7 @@ pub(crate) struct Db {
 
 impl Db {
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Db, StorageError> {
+        check_complete(path)?;
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -172,6 +173,17 @@ impl Db {
             self.raw.compact_range_cf(self.cf(family), None::<&[u8]>, None::<&[u8]>);
         }
     }
+}
+
+/// RocksDB makes a new database where it finds no file `CURRENT`, whatever else is there.
+fn check_complete(path: &Path) -> Result<(), StorageError> {
+    let current = path.join("CURRENT");
+    let Ok(entries) = std::fs::read_dir(path) else { return Ok(()) };
+    let has_data = entries.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "sst"));
+    if has_data && !current.exists() {
+        return Err(StorageError::damaged(&current, "the file is missing"));
+    }
+    Ok(())
 }
 
 fn family_options(name: &str, cache: &Cache) -> Options {

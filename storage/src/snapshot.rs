@@ -18,7 +18,7 @@ use std::{
 use crate::{
     db::Db,
     error::StorageError,
-    store::{Applied, Loaded, Store},
+    store::{Applied, Loaded, Meta, Store},
 };
 
 const POINTER: &str = "generation";
@@ -30,7 +30,7 @@ impl Store {
         let view = self.inner.view();
         let checkpoint = rocksdb::checkpoint::Checkpoint::new(view.db.raw()).map_err(|e| view.db.error(e))?;
         checkpoint.create_checkpoint(dir).map_err(|e| view.db.error(e))?;
-        Ok(Loaded::from(Arc::new(Db::open_read_only(dir)?))?.applied)
+        Ok(Meta::read(&Db::open_read_only(dir)?)?.applied)
     }
 
     /// Replaces the whole state by the checkpoint in `dir`, which is moved into the store: it must be on the same file
@@ -75,7 +75,9 @@ pub(crate) fn current(dir: &Path) -> Result<PathBuf, StorageError> {
     }
     let generation = match fs::read_to_string(&pointer) {
         Ok(text) => text.trim().parse::<u64>().map_err(|_| StorageError::damaged(&pointer, "not a number"))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && folders.is_empty() => {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && folders.iter().all(|folder| is_empty(folder)) => {
+            let first = dir.join("1");
+            fs::create_dir_all(&first).map_err(|e| StorageError::io(&first, e))?;
             point_to(dir, 1)?;
             1
         }
@@ -88,10 +90,17 @@ pub(crate) fn current(dir: &Path) -> Result<PathBuf, StorageError> {
         Err(error) => return Err(StorageError::io(&pointer, error)),
     };
     let current = dir.join(generation.to_string());
+    if !current.is_dir() {
+        return Err(StorageError::damaged(&current, "the folder that the store stands in is missing"));
+    }
     for folder in folders.into_iter().filter(|folder| *folder != current) {
         fs::remove_dir_all(&folder).map_err(|e| StorageError::io(&folder, e))?;
     }
     Ok(current)
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn generation_of(folder: &Path) -> Result<u64, StorageError> {

@@ -36,7 +36,6 @@ pub(crate) mod meta {
     pub const FORMAT: &[u8] = b"format";
     pub const APPLIED: &[u8] = b"applied";
     pub const MEMBERSHIP: &[u8] = b"membership";
-    pub const RAFT_STATE: &[u8] = b"raft_state";
     pub const REVISION: &[u8] = b"revision";
     pub const COMPACTED: &[u8] = b"compacted";
     pub const COMPACTION_FINISHED: &[u8] = b"compaction_finished";
@@ -53,13 +52,11 @@ pub struct Options {
     pub cache_bytes: usize,
 }
 
-/// How far the Raft log has been applied, with what Raft asked to keep beside.
+/// How far the Raft log has been applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Applied {
     pub index: u64,
     pub term: u64,
-    /// The newest `raft_state` given to [`Applier::apply`].
-    pub raft_state: Bytes,
     /// The newest membership payload applied.
     pub membership: Bytes,
 }
@@ -81,7 +78,6 @@ pub struct Store {
 
 pub(crate) struct Inner {
     pub dir: PathBuf,
-    pub options: Options,
     /// What readers see: replaced after each applied batch.
     pub view: RwLock<Arc<View>>,
     /// What the applier works on.
@@ -92,6 +88,8 @@ pub(crate) struct Inner {
     pub alarms: RwLock<BTreeSet<(u64, i32)>>,
     pub applied: RwLock<Applied>,
     pub compactor: Compactor,
+    /// Last: who waits for the end of the observer finds the files closed.
+    pub options: Options,
 }
 
 /// One state of the store that readers share.
@@ -129,7 +127,6 @@ impl Store {
         let compactor = Compactor::start(state.db.clone(), compaction_finished, state.compacted);
         let inner = Inner {
             dir: dir.into(),
-            options,
             view: RwLock::new(Arc::new(state.view())),
             state: Mutex::new(state),
             leases: RwLock::new(leases),
@@ -137,6 +134,7 @@ impl Store {
             alarms: RwLock::new(alarms),
             applied: RwLock::new(applied),
             compactor,
+            options,
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -276,27 +274,47 @@ impl State {
     }
 }
 
-impl Loaded {
-    /// Rebuilds from `events` what is kept in memory of the keys, and reads the small column families.
-    pub fn from(db: Arc<Db>) -> Result<Self, StorageError> {
-        let mut applied = Applied::default();
-        let (mut revision, mut compacted, mut finished) = (FIRST_REVISION, NEVER_COMPACTED, NEVER_COMPACTED);
-        let mut format = None;
+/// What the column family `meta` holds.
+pub(crate) struct Meta {
+    /// None in an empty store.
+    format: Option<u32>,
+    pub applied: Applied,
+    revision: i64,
+    compacted: i64,
+    compaction_finished: i64,
+}
+
+impl Meta {
+    pub fn read(db: &Db) -> Result<Self, StorageError> {
+        let mut meta = Meta {
+            format: None,
+            applied: Applied::default(),
+            revision: FIRST_REVISION,
+            compacted: NEVER_COMPACTED,
+            compaction_finished: NEVER_COMPACTED,
+        };
         for (key, value) in db.all(META)? {
             let number =
                 |at: usize| value.get(at..at + 8).map(|b| u64::from_be_bytes(b.try_into().expect("eight bytes")));
             let number = |at: usize| number(at).ok_or_else(|| db.damaged(META, &key, "the value is cut short"));
             match key.as_ref() {
-                meta::FORMAT => format = Some(number(0)? as u32),
-                meta::APPLIED => (applied.index, applied.term) = (number(0)?, number(8)?),
-                meta::MEMBERSHIP => applied.membership = value.clone(),
-                meta::RAFT_STATE => applied.raft_state = value.clone(),
-                meta::REVISION => revision = number(0)? as i64,
-                meta::COMPACTED => compacted = number(0)? as i64,
-                meta::COMPACTION_FINISHED => finished = number(0)? as i64,
-                _ => {}
+                meta::FORMAT => meta.format = Some(number(0)? as u32),
+                meta::APPLIED => (meta.applied.index, meta.applied.term) = (number(0)?, number(8)?),
+                meta::MEMBERSHIP => meta.applied.membership = value.clone(),
+                meta::REVISION => meta.revision = number(0)? as i64,
+                meta::COMPACTED => meta.compacted = number(0)? as i64,
+                meta::COMPACTION_FINISHED => meta.compaction_finished = number(0)? as i64,
+                _ => return Err(db.damaged(META, &key, "a key that is not known here")),
             }
         }
+        Ok(meta)
+    }
+}
+
+impl Loaded {
+    /// Rebuilds from `events` what is kept in memory of the keys, and reads the small column families.
+    pub fn from(db: Arc<Db>) -> Result<Self, StorageError> {
+        let Meta { format, applied, revision, compacted, compaction_finished } = Meta::read(&db)?;
         match format {
             Some(FORMAT_VERSION) => {}
             Some(found) => {
@@ -330,7 +348,7 @@ impl Loaded {
             leases.attach(key.clone(), entry.lease);
         }
         let state = State { db, index, revision, compacted };
-        Ok(Loaded { state, leases, members, alarms, applied, compaction_finished: finished })
+        Ok(Loaded { state, leases, members, alarms, applied, compaction_finished })
     }
 }
 

@@ -1,0 +1,203 @@
+//! The one thread that writes the log.
+//!
+//! It takes everything that is queued, writes it as one batch, syncs once, and only then tells those who wait: group
+//! commit, without a timer. After a failed write or sync it stops for good: what the disk then holds is not known, so
+//! nothing is tried again.
+
+use std::{io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Instant};
+
+use openraft::storage::IOFlushed;
+use tokio::sync::oneshot;
+
+use super::{
+    LogError, Shared,
+    record::{self, HEADER_LEN, Record},
+    recovery::Position,
+    segment::{self, SEGMENT_BYTES, Segment},
+};
+use crate::types::{Entry, LogId, TypeConfig};
+
+/// A batch is written when it has grown to this, though more is queued.
+const BATCH_BYTES: usize = 8 << 20;
+
+pub(super) type Done = oneshot::Sender<Result<(), LogError>>;
+
+/// What the writer is asked for.
+pub(super) enum Job {
+    Append(Vec<Entry>, IOFlushed<TypeConfig>),
+    /// A record that is no entry; it is waited for.
+    Write(Record, Done),
+}
+
+enum Waiting {
+    Append(IOFlushed<TypeConfig>),
+    Write(Done),
+}
+
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub dir: PathBuf,
+    /// In order; the last one is written to.
+    pub segments: Vec<Segment>,
+    pub end: u64,
+    /// The end of the segment before the last one.
+    pub previous_end: u64,
+    pub next_batch: u64,
+    /// What the disk is known to hold as committed.
+    pub committed: Option<LogId>,
+}
+
+/// Records gathered for one write.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    begins: Vec<usize>,
+    /// Of each record: what the log's state has to follow.
+    records: Vec<Follow>,
+    waiting: Vec<Waiting>,
+}
+
+enum Follow {
+    Entry(LogId),
+    Other(Record),
+}
+
+impl Writer {
+    /// Works until the log is closed, or a write fails.
+    pub fn run(mut self) {
+        while let Some(jobs) = self.shared.next_jobs() {
+            let mut batch = Batch::default();
+            for job in jobs {
+                match job {
+                    Job::Append(entries, flushed) => {
+                        self.shared.count_appended(&entries);
+                        for entry in entries {
+                            let follow = Follow::Entry(entry.log_id);
+                            batch.add(&Record::Entry(entry), follow);
+                            if batch.bytes.len() >= BATCH_BYTES && !self.write(std::mem::take(&mut batch)) {
+                                flushed.io_completed(Err(self.shared.failure()));
+                                return;
+                            }
+                        }
+                        batch.waiting.push(Waiting::Append(flushed));
+                    }
+                    Job::Write(record, done) => {
+                        batch.add(&record, Follow::Other(record.clone()));
+                        batch.waiting.push(Waiting::Write(done));
+                    }
+                }
+            }
+            if !self.write(batch) {
+                return;
+            }
+        }
+    }
+
+    /// Writes and syncs a batch and tells those who wait for it; false when that failed.
+    fn write(&mut self, mut batch: Batch) -> bool {
+        let waiting = std::mem::take(&mut batch.waiting);
+        let result = self.write_records(batch);
+        if let Err(error) = &result {
+            tracing::error!(%error, "the log cannot be written any more");
+            self.shared.fail(error.clone());
+        }
+        for waiting in waiting {
+            match waiting {
+                Waiting::Append(flushed) => flushed.io_completed(result.clone().map_err(io::Error::other)),
+                // Who asked may have been dropped meanwhile.
+                Waiting::Write(done) => drop(done.send(result.clone())),
+            }
+        }
+        result.is_ok()
+    }
+
+    fn write_records(&mut self, mut batch: Batch) -> Result<(), LogError> {
+        if batch.begins.is_empty() {
+            return Ok(());
+        }
+        let committed = self.shared.committed();
+        if let Some(id) = committed.filter(|_| committed > self.committed) {
+            batch.add(&Record::Committed(id), Follow::Other(Record::Committed(id)));
+            self.committed = committed;
+        }
+        let segment = self.segments.last().expect("there is always a segment");
+        if self.end > HEADER_LEN && self.end + batch.bytes.len() as u64 > segment.size {
+            let size = SEGMENT_BYTES.max(HEADER_LEN + batch.bytes.len() as u64 + 4096);
+            let next = segment::create(&self.dir, segment.number + 1, size)?;
+            self.shared.add_file(&next);
+            self.segments.push(next);
+            (self.previous_end, self.end) = (self.end, HEADER_LEN);
+        }
+        if self.end == HEADER_LEN {
+            batch.begin_with(&Record::Start(self.shared.start(self.previous_end)));
+        }
+
+        let segment = self.segments.last_mut().expect("there is always a segment");
+        record::seal(&mut batch.bytes, &batch.begins, segment.number, self.next_batch);
+        let began = Instant::now();
+        let written = segment.file.write_all_at(&batch.bytes, self.end).and_then(|()| segment.file.sync_data());
+        written.map_err(|e| LogError::io(&segment.path, e))?;
+        self.shared.metrics.fsynced(began.elapsed());
+
+        let mut purged = false;
+        let start_records = batch.begins.len() - batch.records.len();
+        let mut state = self.shared.state.lock();
+        for (i, follow) in batch.records.iter().enumerate() {
+            let begin = batch.begins[i + start_records];
+            let end = batch.begins.get(i + start_records + 1).copied().unwrap_or(batch.bytes.len());
+            match follow {
+                Follow::Entry(id) => {
+                    debug_assert_eq!(id.index, state.log.next(), "entries are appended in order");
+                    segment.last_index = segment.last_index.max(Some(id.index));
+                    state.log.positions.push_back(Position {
+                        segment: segment.number,
+                        offset: self.end + begin as u64,
+                        len: (end - begin) as u32,
+                        term: id.leader_id.term,
+                    });
+                }
+                Follow::Other(record) => {
+                    purged |= matches!(record, Record::Purge(_));
+                    state.follow(record);
+                }
+            }
+        }
+        state.evict();
+        let first = state.log.first();
+        drop(state);
+        self.end += batch.bytes.len() as u64;
+        self.next_batch += 1;
+        if purged {
+            self.drop_purged(first)?;
+        }
+        Ok(())
+    }
+
+    /// Recycles the segments all of whose entries are gone.
+    fn drop_purged(&mut self, first: u64) -> Result<(), LogError> {
+        while self.segments.len() > 1 && self.segments[0].last_index.is_none_or(|last| last < first) {
+            let segment = self.segments.remove(0);
+            self.shared.remove_file(&segment);
+            segment::recycle(&self.dir, &segment)?;
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    fn add(&mut self, record: &Record, follow: Follow) {
+        self.begins.push(self.bytes.len());
+        record.encode(&mut self.bytes);
+        self.records.push(follow);
+    }
+
+    fn begin_with(&mut self, record: &Record) {
+        let mut bytes = Vec::with_capacity(self.bytes.len() + 128);
+        record.encode(&mut bytes);
+        let shift = bytes.len();
+        bytes.append(&mut self.bytes);
+        self.bytes = bytes;
+        self.begins.iter_mut().for_each(|begin| *begin += shift);
+        self.begins.insert(0, 0);
+    }
+}

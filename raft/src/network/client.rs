@@ -1,0 +1,240 @@
+//! Calls to another member.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use openraft::{
+    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::RPCOption,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use parking_lot::Mutex;
+use proto::peer::{self, peer_client::PeerClient};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    CLUSTER, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire, transfer, vote_request_to_wire,
+    voted_from_wire,
+};
+use crate::{
+    convert::{id_to_wire, vote_from_wire, vote_to_wire},
+    state_machine::SnapshotData,
+    types::{Peer, Snapshot, TypeConfig, Vote},
+};
+
+const WINDOW_BYTES: u32 = 4 << 20;
+
+pub type Client = PeerClient<InterceptedService<Channel, Stamp>>;
+
+/// Says on each call whom it is for.
+#[derive(Clone)]
+pub struct Stamp {
+    cluster: AsciiMetadataValue,
+    member: AsciiMetadataValue,
+}
+
+impl Interceptor for Stamp {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(CLUSTER, self.cluster.clone());
+        request.metadata_mut().insert(MEMBER, self.member.clone());
+        Ok(request)
+    }
+}
+
+/// Makes clients to members. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers {
+    cluster: u64,
+    election_timeout: Duration,
+    snapshots: Arc<transfer::Folder>,
+    /// Those for forwarding, by member.
+    forwarding: Arc<Mutex<HashMap<u64, (Vec<String>, Client)>>>,
+}
+
+impl Peers {
+    pub fn new(cluster: u64, election_timeout: Duration, snapshots: Arc<transfer::Folder>) -> Self {
+        Peers { cluster, election_timeout, snapshots, forwarding: Arc::default() }
+    }
+
+    /// A client that connects when it is used first, and anew when the connection is lost.
+    fn connect(&self, target: u64, urls: &[String]) -> Client {
+        let endpoints: Vec<Endpoint> = urls.iter().filter_map(|url| self.endpoint(url)).collect();
+        let channel = match endpoints.as_slice() {
+            [one] => one.connect_lazy(),
+            _ => Channel::balance_list(endpoints.into_iter()),
+        };
+        let hex = |id: u64| AsciiMetadataValue::try_from(format!("{id:x}")).expect("hexadecimal digits are ASCII");
+        let stamp = Stamp { cluster: hex(self.cluster), member: hex(target) };
+        PeerClient::with_interceptor(channel, stamp)
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    fn endpoint(&self, url: &str) -> Option<Endpoint> {
+        let interval = self.election_timeout / KEEP_ALIVE_PARTS;
+        let endpoint = Endpoint::from_shared(url.to_string()).inspect_err(|error| {
+            tracing::error!(url, %error, "a member's peer URL cannot be used");
+        });
+        Some(
+            endpoint
+                .ok()?
+                .connect_timeout(self.election_timeout)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(interval)
+                .keep_alive_while_idle(true)
+                .initial_stream_window_size(WINDOW_BYTES)
+                .initial_connection_window_size(4 * WINDOW_BYTES),
+        )
+    }
+
+    /// The client that requests of this member's clients are forwarded with.
+    pub fn forwarding(&self, target: u64, peer: &Peer) -> Client {
+        let mut clients = self.forwarding.lock();
+        match clients.get(&target) {
+            Some((urls, client)) if *urls == peer.urls => client.clone(),
+            _ => {
+                let client = self.connect(target, &peer.urls);
+                clients.insert(target, (peer.urls.clone(), client.clone()));
+                client
+            }
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Connection;
+
+    /// Each of replication, heartbeats and snapshots has a connection of its own, so that none waits behind another.
+    async fn new_client(&mut self, target: u64, peer: &Peer) -> Connection {
+        Connection { client: self.connect(target, &peer.urls), snapshots: self.snapshots.clone() }
+    }
+}
+
+/// A connection to one member.
+pub struct Connection {
+    client: Client,
+    snapshots: Arc<transfer::Folder>,
+}
+
+fn unreachable(error: impl std::error::Error + 'static) -> Unreachable<TypeConfig> {
+    Unreachable::new(&error)
+}
+
+fn malformed(error: impl std::error::Error + 'static) -> NetworkError<TypeConfig> {
+    NetworkError::new(&error)
+}
+
+/// Waits for an answer no longer than openraft allows.
+async fn call<T>(
+    option: &RPCOption,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RPCError<TypeConfig>> {
+    match tokio::time::timeout(option.soft_ttl(), call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(unreachable(status).into()),
+        Err(elapsed) => Err(unreachable(elapsed).into()),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = futures::stream::iter([append_to_wire(request)]);
+        let mut responses = call(&option, self.client.append_stream(request)).await?;
+        let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
+        let response = response.map_err(unreachable)?.unwrap_or_default();
+        Ok(appended_from_wire(response).map_err(malformed)?.into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        requests: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+    >
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        async move {
+            let responses = call(&option, self.client.append_stream(requests.map(append_to_wire))).await?;
+            let responses = responses.map(|response| {
+                let response = response.map_err(unreachable)?;
+                Ok(appended_from_wire(response).map_err(malformed)?)
+            });
+            Ok(responses.boxed())
+        }
+        .boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let response = call(&option, self.client.vote(vote_request_to_wire(request))).await?;
+        Ok(voted_from_wire(response).map_err(malformed)?)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let response = call(&option, self.client.pre_vote(vote_request_to_wire(request))).await?;
+        Ok(voted_from_wire(response).map_err(malformed)?)
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = peer::TransferLeaderRequest {
+            leader: Some(vote_to_wire(request.from_leader())),
+            to: *request.to_node_id(),
+            last: request.last_log_id().map(id_to_wire),
+        };
+        let response = call(&option, self.client.transfer_leader(message)).await?;
+        match response.refused.as_str() {
+            "" => Ok(Ok(())),
+            refused => Err(malformed(Status::failed_precondition(refused)).into()),
+        }
+    }
+
+    /// Sends a checkpoint of the store as it is now, which may be newer than `snapshot` says.
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        _snapshot: Snapshot,
+        cancelled: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let parts = self.snapshots.send(vote);
+        let mut client = self.client.clone();
+        tokio::select! {
+            closed = cancelled => Err(closed.into()),
+            response = client.snapshot(parts) => {
+                let response = response.map_err(unreachable)?.into_inner();
+                let vote = vote_from_wire(response.vote).map_err(malformed)?;
+                Ok(SnapshotResponse::new(vote))
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What a member answers to others.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream::BoxStream};
+use openraft::{errors::Fatal, raft::TransferLeaderRequest};
+use proto::peer::{self, peer_server};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{append_from_wire, appended_to_wire, check_target, transfer, vote_request_from_wire, voted_to_wire};
+use crate::{
+    LeaderHandler,
+    convert::{Malformed, id_from_wire, stored_from_wire, vote_from_wire, vote_to_wire},
+    propose::{Fate, Proposer},
+    read_index::ReadIndex,
+    state_machine::SnapshotData,
+    types::{Raft, Snapshot, SnapshotMeta, TypeConfig},
+};
+
+/// The service of one member.
+pub struct PeerService {
+    pub cluster: u64,
+    pub member: u64,
+    pub raft: Raft,
+    pub proposer: Proposer,
+    pub reads: ReadIndex,
+    pub snapshots: Arc<transfer::Folder>,
+    pub leader_handler: Arc<dyn LeaderHandler>,
+}
+
+impl PeerService {
+    fn check<T>(&self, request: Request<T>) -> Result<T, Status> {
+        check_target(request.metadata(), self.cluster, self.member)?;
+        Ok(request.into_inner())
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[tonic::async_trait]
+impl peer_server::Peer for PeerService {
+    type AppendStreamStream = BoxStream<'static, Result<peer::AppendResponse, Status>>;
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        let requests = self.check(request)?;
+        // A stream that breaks ends; the leader opens another.
+        let requests = tokio_stream::StreamExt::map_while(requests, |request| append_from_wire(request.ok()?).ok());
+        let responses = self.raft.stream_append(requests);
+        let responses =
+            responses.map(|result: Result<_, Fatal<TypeConfig>>| result.map(appended_to_wire).map_err(unavailable));
+        Ok(Response::new(responses.boxed()))
+    }
+
+    async fn vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteResponse>, Status> {
+        let request = vote_request_from_wire(self.check(request)?)?;
+        Ok(Response::new(voted_to_wire(self.raft.vote(request).await.map_err(unavailable)?)))
+    }
+
+    async fn pre_vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteResponse>, Status> {
+        let request = vote_request_from_wire(self.check(request)?)?;
+        Ok(Response::new(voted_to_wire(self.raft.pre_vote(request).await.map_err(unavailable)?)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<peer::TransferLeaderRequest>,
+    ) -> Result<Response<peer::TransferLeaderResponse>, Status> {
+        let request = self.check(request)?;
+        let leader = vote_from_wire(request.leader)?;
+        let request = TransferLeaderRequest::new(leader, request.to, request.last.map(id_from_wire));
+        let answer = self.raft.handle_transfer_leader(request).await.map_err(unavailable)?;
+        let refused = answer.err().map_or_else(String::new, |error| error.to_string());
+        Ok(Response::new(peer::TransferLeaderResponse { refused }))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<peer::SnapshotPart>>,
+    ) -> Result<Response<peer::SnapshotResponse>, Status> {
+        let mut parts = self.check(request)?;
+        let received = self.snapshots.receive(&mut parts).await?;
+        let vote = vote_from_wire(received.begin.leader)?;
+        let membership = received.begin.membership.ok_or(Malformed("a snapshot without membership"))?;
+        let meta = SnapshotMeta {
+            last_log_id: received.begin.last.map(id_from_wire),
+            last_membership: stored_from_wire(membership)?,
+        };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received.checkpoint.0.clone()) };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(unavailable)?;
+        Ok(Response::new(peer::SnapshotResponse { vote: Some(vote_to_wire(&response.vote)) }))
+    }
+
+    async fn propose(&self, request: Request<peer::ProposeRequest>) -> Result<Response<peer::ProposeResponse>, Status> {
+        use peer::propose_response::{self as answer, result::Result as Answer};
+        let fates = self.proposer.propose_here(self.check(request)?.commands).await;
+        let results = fates.into_iter().map(|fate| {
+            let result = match fate {
+                Fate::Applied { index, outcome } => Answer::Applied(answer::Applied { index, outcome: Some(outcome) }),
+                Fate::NotProposed => Answer::NotLeader(answer::NotLeader {}),
+                Fate::Unknown => Answer::Unknown(answer::Unknown {}),
+            };
+            answer::Result { result: Some(result) }
+        });
+        Ok(Response::new(peer::ProposeResponse { results: results.collect() }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<peer::ReadIndexRequest>,
+    ) -> Result<Response<peer::ReadIndexResponse>, Status> {
+        self.check(request)?;
+        let index = self.reads.index_here().await.map_err(unavailable)?;
+        Ok(Response::new(peer::ReadIndexResponse { index }))
+    }
+
+    async fn ask_leader(
+        &self,
+        request: Request<peer::AskLeaderRequest>,
+    ) -> Result<Response<peer::AskLeaderResponse>, Status> {
+        let request = self.check(request)?.request;
+        let response = self.leader_handler.handle(request).await?;
+        Ok(Response::new(peer::AskLeaderResponse { response }))
+    }
+}

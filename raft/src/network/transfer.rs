@@ -1,0 +1,198 @@
+//! Snapshots on the wire: the files of a checkpoint, one after the other, in checksummed chunks.
+//!
+//! ```text
+//! Begin(leader, last, membership)  File(CURRENT, 16)  Chunk  File(000012.sst, 41 MiB)  Chunk Chunk …  End(files)
+//! ```
+//!
+//! Both sides hold a few chunks in memory, whatever the size. What was received is synced before it is installed; a
+//! transfer that was cut begins anew, and its folder is removed, at the latest by the next start.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use proto::peer::{self, snapshot_part::Part};
+use storage::Store;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::{
+    convert::{id_to_wire, stored_to_wire, vote_to_wire},
+    state_machine::meta_of,
+    types::Vote,
+};
+
+const CHUNK_BYTES: usize = 1 << 20;
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Where checkpoints stand while they are sent, and while they are received. On the file system of the store.
+pub struct Folder {
+    path: PathBuf,
+    store: Store,
+    next: AtomicU64,
+}
+
+/// A checkpoint that is removed when it is dropped.
+pub struct Checkpoint(pub PathBuf);
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.0.display(), %error, "a checkpoint cannot be removed");
+        }
+    }
+}
+
+/// A snapshot as it was received. Unless it has been moved into the store, it is removed with this.
+pub struct Received {
+    pub begin: peer::snapshot_part::Begin,
+    pub checkpoint: Checkpoint,
+}
+
+impl Folder {
+    /// Uses `path`, and removes what was left there.
+    pub fn open(path: PathBuf, store: Store) -> io::Result<Self> {
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        fs::create_dir_all(&path)?;
+        Ok(Folder { path, store, next: AtomicU64::new(1) })
+    }
+
+    fn new_path(&self) -> PathBuf {
+        self.path.join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Makes a checkpoint and sends it. When that fails the parts end without the last one.
+    pub fn send(self: &Arc<Self>, leader: Vote) -> ReceiverStream<peer::SnapshotPart> {
+        let (parts, stream) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        let folder = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = folder.send_parts(leader, &parts) {
+                tracing::warn!(%error, "a snapshot was not sent");
+            }
+        });
+        ReceiverStream::new(stream)
+    }
+
+    fn send_parts(&self, leader: Vote, parts: &mpsc::Sender<peer::SnapshotPart>) -> io::Result<()> {
+        let send = |part| {
+            let part = peer::SnapshotPart { part: Some(part) };
+            parts.blocking_send(part).map_err(|_| io::Error::other("the other side has gone"))
+        };
+        let checkpoint = Checkpoint(self.new_path());
+        let applied = self.store.checkpoint(&checkpoint.0).map_err(io::Error::other)?;
+        let meta = meta_of(&applied)?;
+        send(Part::Begin(peer::snapshot_part::Begin {
+            leader: Some(vote_to_wire(&leader)),
+            last: meta.last_log_id.as_ref().map(id_to_wire),
+            membership: Some(stored_to_wire(&meta.last_membership)),
+        }))?;
+        let mut files = 0;
+        for entry in fs::read_dir(&checkpoint.0)? {
+            let entry = entry?;
+            let path = entry.file_name().into_string().map_err(|_| io::Error::other("a file name is not UTF-8"))?;
+            let (mut file, mut left) = (File::open(entry.path())?, entry.metadata()?.len());
+            send(Part::File(peer::snapshot_part::File { path, size: left }))?;
+            while left > 0 {
+                let mut data = vec![0; left.min(CHUNK_BYTES as u64) as usize];
+                file.read_exact(&mut data)?;
+                left -= data.len() as u64;
+                let (crc32, data) = (crc32fast::hash(&data), Bytes::from(data));
+                send(Part::Chunk(peer::snapshot_part::Chunk { data, crc32 }))?;
+            }
+            files += 1;
+        }
+        send(Part::End(peer::snapshot_part::End { files }))
+    }
+
+    /// Receives a whole snapshot. What was received of one that is cut is removed.
+    pub async fn receive(&self, parts: &mut Streaming<peer::SnapshotPart>) -> Result<Received, Status> {
+        let checkpoint = Checkpoint(self.new_path());
+        let mut receiver = Receiver::new(&checkpoint.0)?;
+        while let Some(part) = parts.message().await? {
+            let part = part.part.ok_or_else(|| Status::invalid_argument("a snapshot part without content"))?;
+            // A chunk is a megabyte: writing it blocks shortly.
+            if tokio::task::block_in_place(|| receiver.take(part))? {
+                let begin = receiver.begin.ok_or_else(|| Status::invalid_argument("a snapshot without beginning"))?;
+                return Ok(Received { begin, checkpoint });
+            }
+        }
+        Err(Status::data_loss("the snapshot was cut"))
+    }
+}
+
+struct Receiver {
+    dir: PathBuf,
+    begin: Option<peer::snapshot_part::Begin>,
+    /// The file that is being written, and the bytes it still lacks.
+    file: Option<(File, u64)>,
+    files: u64,
+}
+
+impl Receiver {
+    fn new(dir: &Path) -> Result<Self, Status> {
+        fs::create_dir(dir).map_err(|e| failed(dir, e))?;
+        Ok(Receiver { dir: dir.into(), begin: None, file: None, files: 0 })
+    }
+
+    /// Takes a part in; true when it was the last one.
+    fn take(&mut self, part: Part) -> Result<bool, Status> {
+        match part {
+            Part::Begin(begin) => self.begin = Some(begin),
+            Part::File(file) => {
+                self.finish_file()?;
+                let is_plain = Path::new(&file.path).file_name().is_some_and(|name| name == file.path.as_str());
+                if !is_plain {
+                    return Err(Status::invalid_argument(format!("{:?} is no name of a snapshot's file", file.path)));
+                }
+                let path = self.dir.join(&file.path);
+                self.file = Some((File::create_new(&path).map_err(|e| failed(&path, e))?, file.size));
+                self.files += 1;
+            }
+            Part::Chunk(chunk) => {
+                let Some((file, left)) = &mut self.file else {
+                    return Err(Status::invalid_argument("a chunk of no file"));
+                };
+                if crc32fast::hash(&chunk.data) != chunk.crc32 {
+                    return Err(Status::data_loss("a chunk's checksum does not match"));
+                }
+                *left = left
+                    .checked_sub(chunk.data.len() as u64)
+                    .ok_or_else(|| Status::data_loss("a file is longer than announced"))?;
+                file.write_all(&chunk.data).map_err(|e| failed(&self.dir, e))?;
+            }
+            Part::End(end) => {
+                self.finish_file()?;
+                if end.files != self.files {
+                    return Err(Status::data_loss(format!("{} of {} files have come", self.files, end.files)));
+                }
+                File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| failed(&self.dir, e))?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn finish_file(&mut self) -> Result<(), Status> {
+        match self.file.take() {
+            Some((file, 0)) => file.sync_all().map_err(|e| failed(&self.dir, e)),
+            Some(_) => Err(Status::data_loss("a file is shorter than announced")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> Status {
+    Status::internal(format!("{}: {error}", path.display()))
+}

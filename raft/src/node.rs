@@ -1,0 +1,375 @@
+//! A member: its log, its store, its peers, put together.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
+use proto::{MemberId, command::Outcome, peer};
+use storage::Store;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Config, LeaderHandler, Member, RaftError, StartError, Status,
+    log::{Log, LogError},
+    metrics::Metrics,
+    network::{client::Peers, server::PeerService, transfer},
+    propose::{Fate, Overloaded, Proposer},
+    read_index::ReadIndex,
+    state_machine::{StateMachine, applied_id},
+    status::Leadership,
+    types::{Peer, Raft},
+};
+
+/// Log entries kept behind a flushed store, for followers that lag. (etcd: `SnapshotCatchUpEntries`.)
+const ENTRIES_KEPT: u64 = 5000;
+/// Entries of one replication message, at most.
+const MESSAGE_ENTRIES: u64 = 512;
+/// Beside two election timeouts. (etcd: `ReqTimeout`.)
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One member of a cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    member: u64,
+    cluster: u64,
+    heartbeat: Duration,
+    election_timeout: Duration,
+    raft: Raft,
+    store: Store,
+    peers: Peers,
+    leadership: Leadership,
+    proposer: Proposer,
+    reads: ReadIndex,
+    applied: watch::Receiver<u64>,
+    snapshots: Arc<transfer::Folder>,
+    leader_handler: Arc<dyn LeaderHandler>,
+    metrics: Arc<Metrics>,
+}
+
+impl Node {
+    /// Opens the log and takes part in the cluster. `leader_handler` answers what other members ask this one as the
+    /// leader.
+    ///
+    /// # Errors
+    /// When the log is damaged or cannot be read, or does not fit to the store.
+    pub async fn start(
+        config: Config,
+        store: Store,
+        leader_handler: Arc<dyn LeaderHandler>,
+    ) -> Result<Node, StartError> {
+        let metrics = Arc::new(Metrics::default());
+        let (wal_dir, of_log) = (config.wal_dir.clone(), metrics.clone());
+        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, of_log));
+        let log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
+            LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
+            LogError::Io { .. } => StartError::Io(error.to_string()),
+        })?;
+        check_fit(&log, &store, &config)?;
+        let is_fresh = log.end().is_none() && store.applied().index == 0;
+
+        let io = |error: std::io::Error| StartError::Io(error.to_string());
+        let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
+        let snapshots = Arc::new(snapshots.map_err(io)?);
+        let peers = Peers::new(config.cluster.0, config.election_timeout, snapshots.clone());
+        let (progress, applied) = watch::channel(store.applied().index);
+        let state_machine = StateMachine::new(store.clone(), log.clone(), progress).map_err(io)?;
+        let raft_config = Arc::new(raft_config(&config)?);
+        let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;
+        let raft = raft.map_err(|error| StartError::Damaged(error.to_string()))?;
+        if is_fresh && !config.initial_members.is_empty() {
+            let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
+            // Another member's request may have come first: then this one is initialized already.
+            if let Err(error) = raft.initialize(members).await {
+                tracing::debug!(%error, "already initialized");
+            }
+        }
+
+        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout, metrics.clone());
+        let proposer = Proposer::start(raft.clone(), peers.clone(), leadership.clone(), metrics.clone());
+        let reads = ReadIndex::start(raft.clone(), peers.clone(), leadership.clone(), 2 * config.election_timeout);
+        let inner = Inner {
+            member: config.member.0,
+            cluster: config.cluster.0,
+            heartbeat: config.heartbeat,
+            election_timeout: config.election_timeout,
+            raft,
+            store,
+            peers,
+            leadership,
+            proposer,
+            reads,
+            applied,
+            snapshots,
+            leader_handler,
+            metrics,
+        };
+        Ok(Node { inner: Arc::new(inner) })
+    }
+
+    /// Replicates one encoded `command::Command` and gives its outcome. Resolves when it is applied on this member, so
+    /// that a read that follows here sees it.
+    pub async fn propose(&self, command: Bytes) -> Result<Outcome, RaftError> {
+        let result = self.propose_until(command, self.deadline()).await;
+        if result.is_err() {
+            self.inner.metrics.proposals_failed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        result
+    }
+
+    async fn propose_until(&self, command: Bytes, deadline: Instant) -> Result<Outcome, RaftError> {
+        loop {
+            let mut status = self.inner.leadership.watch();
+            status.mark_unchanged();
+            let fate = timeout_at(deadline, self.inner.proposer.propose(command.clone())).await;
+            match fate.map_err(|_| self.too_late())? {
+                Err(Overloaded) => return Err(RaftError::Overloaded),
+                Ok(Fate::Applied { index, outcome }) => {
+                    self.wait_applied(index, deadline).await?;
+                    return Ok(outcome);
+                }
+                Ok(Fate::Unknown) => return Err(self.fatal().unwrap_or(RaftError::LeaderChanged)),
+                Ok(Fate::NotProposed) => self.wait_for_leader(&mut status, deadline).await?,
+            }
+        }
+    }
+
+    /// Like [`Self::propose`], but only if this member leads now.
+    pub async fn propose_as_leader(&self, command: Bytes) -> Result<Outcome, RaftError> {
+        if !self.status().is_leader {
+            return Err(RaftError::NotLeader);
+        }
+        let fates = timeout_at(self.deadline(), self.inner.proposer.propose_here(vec![command])).await;
+        match fates.map_err(|_| RaftError::Timeout)?.pop() {
+            Some(Fate::Applied { outcome, .. }) => Ok(outcome),
+            Some(Fate::NotProposed) => Err(RaftError::NotLeader),
+            Some(Fate::Unknown) | None => Err(self.fatal().unwrap_or(RaftError::LeaderChanged)),
+        }
+    }
+
+    /// Returns once this member has applied everything that was committed anywhere when the call began.
+    pub async fn read_index(&self) -> Result<(), RaftError> {
+        let deadline = self.deadline();
+        loop {
+            let mut status = self.inner.leadership.watch();
+            status.mark_unchanged();
+            match timeout_at(deadline, self.inner.reads.index()).await.map_err(|_| self.too_late())? {
+                Ok(index) => return self.wait_applied(index, deadline).await,
+                // Asking again changes nothing.
+                Err(error) => {
+                    tracing::debug!(%error, "a linearizable read waits for a leader");
+                    self.wait_for_leader(&mut status, deadline).await?;
+                }
+            }
+        }
+    }
+
+    /// Sends a request to the leader's [`LeaderHandler`], which may be this member's own.
+    pub async fn ask_leader(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
+        let inner = &self.inner;
+        match inner.leadership.leader() {
+            Some((leader, _)) if leader == inner.member => inner.leader_handler.handle(request).await,
+            Some((leader, peer)) => {
+                let mut client = inner.peers.forwarding(leader, &peer);
+                let call = client.ask_leader(peer::AskLeaderRequest { request });
+                let response = timeout_at(self.deadline(), call).await;
+                let late = |_| tonic::Status::from(proto::EtcdError::Timeout);
+                Ok(response.map_err(late)??.into_inner().response)
+            }
+            None => Err(proto::EtcdError::NoLeader.into()),
+        }
+    }
+
+    /// Who leads, and how far the log has come, now.
+    pub fn status(&self) -> Status {
+        Status { applied_index: *self.inner.applied.borrow(), ..self.inner.leadership.now() }
+    }
+
+    /// Told of every change of leader, term and failure.
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
+        self.inner.leadership.watch()
+    }
+
+    /// The membership, with what members said of themselves, in order of ids.
+    pub fn members(&self) -> Vec<Member> {
+        let attributes: BTreeMap<u64, _> =
+            self.inner.store.member_attributes().into_iter().map(|member| (member.id, member)).collect();
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let mut members: Vec<Member> = membership
+            .nodes()
+            .map(|(id, peer)| {
+                let said = attributes.get(id);
+                Member {
+                    id: MemberId(*id),
+                    name: said.map_or_else(String::new, |said| said.name.clone()),
+                    peer_urls: peer.urls.clone(),
+                    client_urls: said.map_or_else(Vec::new, |said| said.client_urls.clone()),
+                    is_learner: !membership.voter_ids().any(|voter| voter == *id),
+                }
+            })
+            .collect();
+        members.sort_by_key(|member| member.id);
+        members
+    }
+
+    /// The service that other members call.
+    pub fn peer_routes(&self) -> tonic::service::Routes {
+        let inner = &self.inner;
+        let service = PeerService {
+            cluster: inner.cluster,
+            member: inner.member,
+            raft: inner.raft.clone(),
+            proposer: inner.proposer.clone(),
+            reads: inner.reads.clone(),
+            snapshots: inner.snapshots.clone(),
+            leader_handler: inner.leader_handler.clone(),
+        };
+        let service = peer::peer_server::PeerServer::new(service)
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        tonic::service::Routes::new(service)
+    }
+
+    /// What the node counts of itself.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Hands leadership to `to`, or to the voter whose log is nearest to this one's.
+    pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<(), RaftError> {
+        let mut status = self.inner.leadership.watch();
+        if !status.borrow_and_update().is_leader {
+            return Err(RaftError::NotLeader);
+        }
+        let to = to.map(|id| id.0).or_else(|| self.nearest_voter()).ok_or(RaftError::NoLeader)?;
+        let stopped = |_| RaftError::Stopped;
+        self.inner.raft.trigger().transfer_leader(to).await.map_err(stopped)?;
+        let handed_over = status.wait_for(|status| status.leader.is_some_and(|leader| leader.0 == to));
+        match tokio::time::timeout(self.inner.election_timeout, handed_over).await {
+            Ok(changed) => changed.map(drop).map_err(|_| RaftError::Stopped),
+            Err(_) => Err(RaftError::Timeout),
+        }
+    }
+
+    fn nearest_voter(&self) -> Option<u64> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters = metrics.membership_config.membership().voter_ids().filter(|id| *id != self.inner.member);
+        let matching = |id: &u64| metrics.replication.as_ref().and_then(|all| all.get(id).cloned()).flatten();
+        voters.max_by_key(|id| matching(id).map(|log_id| log_id.index))
+    }
+
+    /// Hands leadership over if there is someone to take it, stops Raft, and makes durable what was applied.
+    pub async fn shutdown(&self) -> Result<(), RaftError> {
+        match self.transfer_leadership(None).await {
+            Ok(()) | Err(RaftError::NotLeader | RaftError::NoLeader) => {}
+            Err(error) => tracing::warn!(%error, "leadership was not handed over"),
+        }
+        self.inner.raft.shutdown().await.map_err(|error| RaftError::Fatal(error.to_string()))?;
+        let store = self.inner.store.clone();
+        let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+        let fatal = |error: &dyn std::error::Error| RaftError::Fatal(error.to_string());
+        flushed.map_err(|e| fatal(&e))?.map_err(|e| fatal(&e))?;
+        Ok(())
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + REQUEST_TIMEOUT + 2 * self.inner.election_timeout
+    }
+
+    fn too_late(&self) -> RaftError {
+        match self.inner.leadership.now().leader {
+            Some(_) => RaftError::Timeout,
+            None => RaftError::NoLeader,
+        }
+    }
+
+    fn fatal(&self) -> Option<RaftError> {
+        self.inner.leadership.now().fatal.map(RaftError::Fatal)
+    }
+
+    async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), RaftError> {
+        let mut applied = self.inner.applied.clone();
+        if *applied.borrow_and_update() >= index {
+            return Ok(());
+        }
+        match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.fatal().unwrap_or(RaftError::Stopped)),
+            Err(_) => Err(RaftError::Timeout),
+        }
+    }
+
+    /// Waits until something has changed about the leader. One that is known but does not know of it yet is asked again
+    /// after a heartbeat.
+    async fn wait_for_leader(&self, status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<(), RaftError> {
+        if let Some(fatal) = self.fatal() {
+            return Err(fatal);
+        }
+        let soon = match status.borrow().leader {
+            Some(_) => deadline.min(Instant::now() + self.inner.heartbeat),
+            None => deadline,
+        };
+        match timeout_at(soon, status.changed()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(RaftError::Stopped),
+            Err(_) if soon < deadline => Ok(()),
+            Err(_) => Err(self.too_late()),
+        }
+    }
+}
+
+/// The log and the store were made durable at different times, but neither may lack what the other has let go.
+fn check_fit(log: &Log, store: &Store, config: &Config) -> Result<(), StartError> {
+    let applied = applied_id(&store.applied());
+    if applied > log.end() {
+        let (path, offset) = log.tail();
+        let detail = format!(
+            "the log ends here with entry {:?}, but entry {applied:?} had been applied: its newest part is missing",
+            log.end()
+        );
+        return Err(StartError::Damaged(LogError::damaged(&path, offset, detail).to_string()));
+    }
+    if log.purged() > applied {
+        let path = config.data_dir.join("member").join("db");
+        let detail = format!(
+            "the store has applied entry {applied:?}, but the log begins behind {:?}: files of the store are missing",
+            log.purged()
+        );
+        return Err(StartError::Damaged(LogError::damaged(&path, 0, detail).to_string()));
+    }
+    Ok(())
+}
+
+fn peer_of(member: &Member) -> (u64, Peer) {
+    (member.id.0, Peer { name: member.name.clone(), urls: member.peer_urls.clone() })
+}
+
+/// A dead leader is noticed after its lease, which openraft takes to be the longest election timeout, and a random
+/// election timeout. Both are chosen so that a new one leads within two of etcd's election timeouts.
+fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
+    let (heartbeat, election) = (config.heartbeat.as_millis() as u64, config.election_timeout.as_millis() as u64);
+    let raft = openraft::Config {
+        cluster_name: format!("{:x}", config.cluster.0),
+        heartbeat_interval: heartbeat,
+        election_timeout_min: election * 4 / 10,
+        election_timeout_max: election * 65 / 100,
+        enable_pre_vote: Some(true),
+        max_payload_entries: MESSAGE_ENTRIES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_count),
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        // A snapshot takes as long as it takes; a connection that is lost ends it.
+        install_snapshot_timeout: Duration::from_secs(24 * 3600).as_millis() as u64,
+        backoff: format!("{heartbeat}ms {}ms ...{election}ms", 2 * heartbeat),
+        ..Default::default()
+    };
+    raft.validate().map_err(|error| StartError::Config(error.to_string()))
+}

@@ -1,0 +1,157 @@
+//! Proposals on their way to the leader.
+//!
+//! ```text
+//! propose ─> queue ─> batcher ─ this member leads ──> many entries at once into the log ─> each answered when applied
+//!                             └ another one does ───> one Propose call with all of them
+//! ```
+//!
+//! There is no timer: a batch is what came while the one before was handed over. A proposal that was certainly not
+//! taken is proposed again when there is a leader; one whose fate is unknown never is.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use openraft::errors::{ClientWriteError, Fatal};
+use proto::{
+    command::Outcome,
+    peer::{self, propose_response::result::Result as Answer},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    metrics::Metrics,
+    network::client::Peers,
+    status::Leadership,
+    types::{Command, Raft, TypeConfig, position},
+};
+
+/// Proposals on their way, at most. (etcd: `maxGapBetweenApplyAndCommitIndex` serves the same end.)
+const PENDING_MAX: i64 = 20_000;
+const BATCH_MAX: usize = 1024;
+
+/// What became of a proposal.
+pub enum Fate {
+    /// Applied by the member that proposed it, at this position of the log.
+    Applied {
+        index: u64,
+        outcome: Outcome,
+    },
+    NotProposed,
+    /// It may be applied, now or later, or never.
+    Unknown,
+}
+
+type Waiting = (Bytes, oneshot::Sender<Fate>);
+
+#[derive(Clone)]
+pub struct Proposer {
+    raft: Raft,
+    queue: mpsc::Sender<Waiting>,
+    metrics: Arc<Metrics>,
+}
+
+/// More proposals are on their way than the node takes.
+pub struct Overloaded;
+
+/// Counts a proposal as pending as long as it is held.
+struct Pending<'a>(&'a Metrics);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.proposals_pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Proposer {
+    /// Starts the batcher, which ends when the last clone is dropped.
+    pub fn start(raft: Raft, peers: Peers, leadership: Leadership, metrics: Arc<Metrics>) -> Self {
+        let (queue, received) = mpsc::channel(PENDING_MAX as usize);
+        tokio::spawn(hand_over(raft.clone(), peers, leadership, received));
+        Proposer { raft, queue, metrics }
+    }
+
+    /// Proposes to the leader there is now, if there is one.
+    pub async fn propose(&self, command: Bytes) -> Result<Fate, Overloaded> {
+        let pending = Pending(&self.metrics);
+        if pending.0.proposals_pending.fetch_add(1, Ordering::Relaxed) >= PENDING_MAX {
+            return Err(Overloaded);
+        }
+        let (sender, fate) = oneshot::channel();
+        if self.queue.send((command, sender)).await.is_err() {
+            return Ok(Fate::NotProposed);
+        }
+        Ok(fate.await.unwrap_or(Fate::Unknown))
+    }
+
+    /// Proposes if this member leads, and waits for all.
+    pub async fn propose_here(&self, commands: Vec<Bytes>) -> Vec<Fate> {
+        let (batch, fates): (Vec<Waiting>, Vec<_>) = commands
+            .into_iter()
+            .map(|command| {
+                let (sender, fate) = oneshot::channel();
+                ((command, sender), fate)
+            })
+            .unzip();
+        write(&self.raft, batch).await;
+        futures::future::join_all(fates).await.into_iter().map(|fate| fate.unwrap_or(Fate::Unknown)).collect()
+    }
+}
+
+async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let batch = std::mem::take(&mut batch);
+        match leadership.leader() {
+            Some((leader, _)) if leader == leadership.member() => write(&raft, batch).await,
+            Some((leader, peer)) => {
+                let mut client = peers.forwarding(leader, &peer);
+                tokio::spawn(async move {
+                    let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+                    let response = client.propose(peer::ProposeRequest { commands }).await;
+                    let mut results = response.map(|r| r.into_inner().results).unwrap_or_default().into_iter();
+                    for sender in senders {
+                        drop(sender.send(fate_of(results.next())));
+                    }
+                });
+            }
+            None => batch.into_iter().for_each(|(_, sender)| drop(sender.send(Fate::NotProposed))),
+        }
+    }
+}
+
+fn fate_of(result: Option<peer::propose_response::Result>) -> Fate {
+    match result.and_then(|result| result.result) {
+        Some(Answer::Applied(peer::propose_response::Applied { index, outcome: Some(outcome) })) => {
+            Fate::Applied { index, outcome }
+        }
+        Some(Answer::NotLeader(_)) => Fate::NotProposed,
+        _ => Fate::Unknown,
+    }
+}
+
+/// Hands a batch to Raft; the answers come when it is applied.
+async fn write(raft: &Raft, batch: Vec<Waiting>) {
+    let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(command, s)| (Command(command), s)).unzip();
+    match raft.client_write_many(commands).await {
+        Ok(mut results) => {
+            tokio::spawn(async move {
+                for sender in senders {
+                    // Who asked may have gone.
+                    drop(sender.send(fate(results.next().await)));
+                }
+            });
+        }
+        Err(_) => senders.into_iter().for_each(|sender| drop(sender.send(Fate::Unknown))),
+    }
+}
+
+type Written = Result<openraft::raft::WriteResult<TypeConfig>, Fatal<TypeConfig>>;
+
+fn fate(written: Option<Written>) -> Fate {
+    match written {
+        Some(Ok(Ok(response))) => Fate::Applied { index: position(response.log_id.index), outcome: response.response },
+        Some(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Fate::NotProposed,
+        _ => Fate::Unknown,
+    }
+}

@@ -1,0 +1,99 @@
+//! Who leads, and how far the log has come.
+
+use std::{sync::Arc, time::Duration};
+
+use openraft::{Instant as _, ServerState, async_runtime::WatchReceiver as _, metrics::RaftMetrics};
+use proto::MemberId;
+use tokio::{sync::watch, time::MissedTickBehavior};
+
+use crate::{
+    Status,
+    metrics::Metrics,
+    types::{Peer, Raft, TypeConfig, position_of},
+};
+
+/// Knows the leader. Cheap to clone.
+#[derive(Clone)]
+pub struct Leadership {
+    member: u64,
+    raft: Raft,
+    status: watch::Receiver<Status>,
+}
+
+impl Leadership {
+    /// Starts the task that follows Raft, which ends with it. A leader that has not heard from a quorum for an election
+    /// timeout is none any more.
+    pub fn start(member: u64, raft: Raft, election_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        let mut raft_metrics = raft.metrics();
+        let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
+        let (sender, status) = watch::channel(now);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(election_timeout / 4);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                // The isolation of a leader is no change that Raft tells of.
+                tokio::select! {
+                    changed = raft_metrics.changed() => if changed.is_err() { return },
+                    _ = ticks.tick() => {}
+                }
+                let now = status_of(&raft_metrics.borrow_and_update(), election_timeout);
+                let is_stopped = now.fatal.is_some();
+                sender.send_if_modified(|status| {
+                    let is_new = (status.leader, status.is_leader, status.term, &status.fatal, status.is_learner)
+                        != (now.leader, now.is_leader, now.term, &now.fatal, now.is_learner);
+                    if status.leader != now.leader && now.leader.is_some() {
+                        metrics.leader_changes_seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    *status = now;
+                    is_new
+                });
+                if is_stopped {
+                    return;
+                }
+            }
+        });
+        Leadership { member, raft, status }
+    }
+
+    pub fn member(&self) -> u64 {
+        self.member
+    }
+
+    /// The leader and where it is found.
+    pub fn leader(&self) -> Option<(u64, Peer)> {
+        let leader = self.status.borrow().leader?.0;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let peer = metrics.membership_config.membership().get_node(&leader)?.clone();
+        Some((leader, peer))
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// The status with the newest indexes.
+    pub fn now(&self) -> Status {
+        let watched = self.status.borrow().clone();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Status { leader: watched.leader, is_leader: watched.is_leader, ..status_of(&metrics, Duration::MAX) }
+    }
+}
+
+fn status_of(metrics: &RaftMetrics<TypeConfig>, election_timeout: Duration) -> Status {
+    let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id);
+    let is_alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
+    let silence = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
+    let is_isolated = leads && !is_alone && silence.is_some_and(|silence| silence > election_timeout);
+    Status {
+        leader: metrics.current_leader.filter(|_| !is_isolated).map(MemberId),
+        is_leader: leads && !is_isolated,
+        is_learner: metrics.state == ServerState::Learner,
+        term: metrics.current_term,
+        last_log_index: metrics.last_log_index.map_or(0, |index| index + 1),
+        committed_index: position_of(metrics.cluster_committed.as_ref()),
+        applied_index: position_of(metrics.last_applied.as_ref()),
+        fatal: metrics.running_state.as_ref().err().map(|error| error.to_string()),
+    }
+}
