@@ -1,1 +1,62 @@
+//! A client for Pintle, and for anything else that speaks etcd's v3 API.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`connection`](Client) | [`Client`]: several endpoints, of which one is used until it fails |
+//! | [`retry`] | which failed requests may be sent again, and how long to wait before |
+//! | [`keys`](Keys), [`kv`](Get), [`txn`](Txn) | reads, writes, transactions |
+//! | [`watch`](Watch) | watches that survive failures without a gap and without repeating an event |
+//! | [`lease`](LeaseKeeper) | leases, and a task that keeps one alive |
+//! | [`maintenance`](Client::status), [`cluster`](Client::member_list) | what concerns members |
+//!
+//! ```no_run
+//! use client::{Client, Compare, Get, Op, Put, Txn, Watch};
+//!
+//! # async fn example() -> Result<(), client::Error> {
+//! let client = Client::connect(["http://127.0.0.1:2379", "http://127.0.0.1:22379"])?;
+//! let put = client.put(Put::new("greeting", "hello")).await?;
+//! let answer = client.get(Get::prefix("greet").limit(10)).await?;
+//! assert_eq!(answer.kvs[0].value, "hello");
+//!
+//! // Create a key unless it is there, else read it.
+//! let txn = Txn::new()
+//!     .when(Compare::create_revision("lock").equals(0))
+//!     .then(Op::put(Put::new("lock", "mine")))
+//!     .otherwise(Op::get(Get::key("lock")));
+//! println!("taken: {}", client.txn(txn).await?.succeeded);
+//!
+//! // Everything from that put on, whatever happens to connections and members meanwhile.
+//! let from = put.header.map_or(0, |header| header.revision);
+//! let mut watcher = client.watch(Watch::prefix("greet").from_revision(from)).await?;
+//! loop {
+//!     for event in watcher.next().await?.events {
+//!         println!("{event:?}");
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! Invariants:
+//! - A write is sent twice only where the first sending certainly did not reach the log ([`retry`]).
+//! - Answers are the wire's own messages ([`proto::etcdserverpb`]), so nothing a server says is lost on the way.
+//! - Every request ends within [`Options::request_timeout`]; only [`Watcher::next`] waits for as long as it takes.
 
+mod cluster;
+mod connection;
+mod error;
+mod keys;
+mod kv;
+mod lease;
+mod maintenance;
+pub mod retry;
+mod txn;
+mod watch;
+
+pub use connection::{Client, Options};
+pub use error::{Error, Result};
+pub use keys::Keys;
+pub use kv::{Delete, Get, Put};
+pub use lease::LeaseKeeper;
+pub use proto::{EtcdError, LeaseId, MemberId, etcdserverpb as pb, mvccpb};
+pub use txn::{Compare, Comparison, Op, Txn};
+pub use watch::{Watch, Watcher};

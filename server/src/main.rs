@@ -1,1 +1,115 @@
-fn main() {}
+//! `pintle`: one member of an etcd-compatible cluster.
+//!
+//! ```text
+//! flags.rs, duration.rs, urls.rs, config.rs    what the command line means
+//! logging.rs, metrics.rs, rpc_count.rs         what the process tells
+//! bootstrap.rs, identity.rs                    the data directory, and whose it is
+//! start.rs                                     store, Raft node and services put together; the end in order
+//! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
+//! admit.rs, checks.rs, context.rs              before a request; what all services share
+//! kv.rs, watch/, lease/, maintenance.rs,
+//! cluster.rs, unimplemented.rs                 the services
+//! observer.rs                                  what the store tells watch and lease
+//! compactor.rs                                 compaction that goes by itself
+//! ```
+//!
+//! Invariants: a refusal is an answer, a failure of this node's disk stops the process; nothing here knows RocksDB or
+//! openraft.
+
+mod admit;
+mod bootstrap;
+mod checks;
+mod cluster;
+mod compactor;
+mod config;
+mod context;
+mod duration;
+mod flags;
+mod http;
+mod identity;
+mod kv;
+mod lease;
+mod logging;
+mod maintenance;
+mod metrics;
+mod observer;
+mod rpc_count;
+mod serve;
+mod start;
+mod too_large;
+mod unimplemented;
+mod urls;
+mod watch;
+
+use std::process::ExitCode;
+
+use config::Config;
+use flags::{FlagError, Flags};
+
+/// The release of etcd whose behaviour this is.
+pub const ETCD_VERSION: &str = "3.7.1";
+pub const ETCD_STORAGE_VERSION: &str = "3.7.0";
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+fn main() -> ExitCode {
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+    let flags = match Flags::read(std::env::args().skip(1), environment) {
+        Ok(flags) => flags,
+        Err(FlagError::Help) => {
+            print!("{}", flags::help());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("pintle: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if flags.is_true("version") {
+        print_version();
+        return ExitCode::SUCCESS;
+    }
+    let logging = match config::logging(&flags) {
+        Ok(logging) => logging,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = logging.start() {
+        return refuse(&error);
+    }
+    for warning in &flags.warnings {
+        tracing::warn!("{warning}");
+    }
+    let config = match Config::from_flags(&flags) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(start::run(config));
+    // A read that still blocks has nobody to answer any more.
+    runtime.shutdown_background();
+    ended
+}
+
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("pintle: {error}");
+    ExitCode::FAILURE
+}
+
+fn print_version() {
+    println!("etcd Version: {ETCD_VERSION}");
+    println!("Pintle Version: {}", env!("CARGO_PKG_VERSION"));
+    println!("OS/Arch: {}/{}", std::env::consts::OS, std::env::consts::ARCH);
+}

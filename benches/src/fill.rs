@@ -1,0 +1,119 @@
+//! Many keys, quickly: several clients put disjoint parts of the key space, many keys to a transaction.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op::Request};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use crate::workload;
+
+/// etcd's default `--max-txn-ops`.
+const MAX_TXN_OPS: usize = 128;
+/// Well below etcd's default `--max-request-bytes`, 1.5 MiB.
+const MAX_TXN_BYTES: usize = 1 << 20;
+
+#[derive(Args, Debug, Clone)]
+pub struct Options {
+    /// Keys to put.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub keys: usize,
+    /// Size of a value, bytes.
+    #[arg(long, default_value_t = 1024)]
+    pub value_size: usize,
+    /// Keys in a transaction, 1 to 128; fewer where it would become too large.
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// Transactions under way at a time.
+    #[arg(long, default_value_t = 16)]
+    pub clients: usize,
+    /// What the keys begin with.
+    #[arg(long, default_value = "/bench/load/")]
+    pub prefix: String,
+}
+
+impl Options {
+    /// Keys in a transaction of at most so many bytes; one key is always sent.
+    pub fn batch_within(&self, bytes: usize) -> usize {
+        // Lengths, tags and the number that follows the prefix.
+        let overhead = 64;
+        self.batch.min(bytes / (self.prefix.len() + self.value_size + overhead)).max(1)
+    }
+}
+
+pub struct Filled {
+    pub keys: usize,
+    pub elapsed: Duration,
+}
+
+impl Filled {
+    pub fn per_second(&self) -> f64 {
+        self.keys as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl fmt::Display for Filled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys in {:.1} s, {:.0}/s", self.keys, self.elapsed.as_secs_f64(), self.per_second())
+    }
+}
+
+/// Puts every key, or fails with the first error.
+pub async fn fill(channels: &[Channel], options: &Options) -> anyhow::Result<Filled> {
+    anyhow::ensure!((1..=MAX_TXN_OPS).contains(&options.batch), "a batch has 1 to {MAX_TXN_OPS} keys");
+    anyhow::ensure!(options.clients > 0 && !options.prefix.is_empty(), "clients and a prefix are needed");
+    let begin = Instant::now();
+    let value = workload::value(options.value_size);
+    let next = Arc::new(AtomicUsize::new(0));
+    let batch = options.batch_within(MAX_TXN_BYTES);
+    let mut tasks = JoinSet::new();
+    for client in 0..options.clients {
+        let mut kv = workload::kv(channels[client % channels.len()].clone());
+        let (next, value, options) = (next.clone(), value.clone(), options.clone());
+        tasks.spawn(async move {
+            loop {
+                let first = next.fetch_add(batch, Ordering::Relaxed);
+                if first >= options.keys {
+                    return Ok(());
+                }
+                let last = (first + batch).min(options.keys);
+                let put = |index| PutRequest {
+                    key: workload::key(&options.prefix, index),
+                    value: value.clone(),
+                    ..Default::default()
+                };
+                let puts = (first..last).map(|index| RequestOp { request: Some(Request::RequestPut(put(index))) });
+                kv.txn(TxnRequest { success: puts.collect(), ..Default::default() }).await?;
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        let result: Result<(), tonic::Status> = ended?;
+        result?;
+    }
+    Ok(Filled { keys: options.keys, elapsed: begin.elapsed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_large_values_is_cut_to_what_a_server_takes() {
+        let batch = |value_size| {
+            Options { keys: 1, value_size, batch: 64, clients: 1, prefix: "/p/".to_string() }
+                .batch_within(MAX_TXN_BYTES)
+        };
+        assert_eq!(batch(1024), 64);
+        assert_eq!(batch(100 << 10), 10);
+        assert_eq!(batch(2 << 20), 1);
+    }
+}

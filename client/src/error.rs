@@ -1,0 +1,91 @@
+//! What can go wrong, by what a caller can do about it.
+
+use proto::{EtcdError, LeaseId};
+use tonic::{Code, Status};
+
+use crate::retry;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The endpoint cannot be used as written, or is none of the client's.
+    #[error("endpoint {url}: {reason}")]
+    Endpoint { url: String, reason: String },
+    /// No connection could be made: the request was not sent.
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    /// No answer in time. A write may have happened and may yet happen.
+    #[error("no answer in time")]
+    Timeout,
+    /// An error etcd has a name for.
+    #[error("{0}")]
+    Etcd(EtcdError),
+    /// Any other failure of the call.
+    #[error("{code:?}: {message}")]
+    Rpc { code: Code, message: String },
+    /// The watched revisions are compacted; the oldest that can still be watched is `compact_revision`.
+    #[error("required revision has been compacted, the oldest is {compact_revision}")]
+    WatchCompacted { compact_revision: i64 },
+    /// The server ended the watch for a reason that trying again does not mend.
+    #[error("watch canceled: {0}")]
+    WatchCanceled(String),
+    /// The lease has expired or was revoked.
+    #[error("lease {0} is gone")]
+    LeaseGone(LeaseId),
+}
+
+impl Error {
+    /// Whether a write that failed so may have happened nevertheless, or may happen yet.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Error::Timeout => true,
+            Error::Etcd(error) => {
+                matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+                    && !retry::refused_before_proposal(*error)
+            }
+            // A connection that broke, a proxy, a server that is going down: nobody knows.
+            Error::Rpc { code, .. } => !matches!(
+                code,
+                Code::InvalidArgument | Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied
+            ),
+            Error::Endpoint { .. }
+            | Error::Unreachable(_)
+            | Error::WatchCompacted { .. }
+            | Error::WatchCanceled(_)
+            | Error::LeaseGone(_) => false,
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Error {
+        if retry::not_sent(&status) {
+            return Error::Unreachable(status.message().to_string());
+        }
+        match EtcdError::from_message(status.message()) {
+            Some(error) => Error::Etcd(error),
+            None => Error::Rpc { code: status.code(), message: status.message().to_string() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refusals_are_certain_not_to_have_happened() {
+        let happened = |status: Status| Error::from(status).may_have_happened();
+        assert!(happened(EtcdError::Timeout.into()));
+        assert!(happened(EtcdError::LeaderChanged.into()));
+        assert!(happened(Status::unavailable("connection reset")));
+        assert!(happened(Status::unknown("broken pipe")));
+        assert!(!happened(EtcdError::NoLeader.into()));
+        assert!(!happened(EtcdError::NoSpace.into()));
+        assert!(!happened(Status::unimplemented("no such method")));
+        assert!(Error::Timeout.may_have_happened());
+        assert!(!Error::Unreachable("refused".to_string()).may_have_happened());
+    }
+}

@@ -1,0 +1,162 @@
+//! Transactions: comparisons, and what is done when all of them hold and when one does not.
+
+use bytes::Bytes;
+use proto::etcdserverpb::{
+    self as pb, RequestOp, TxnRequest, TxnResponse,
+    compare::{CompareResult, CompareTarget, TargetUnion},
+    request_op::Request,
+};
+
+use crate::{Client, Delete, Get, Put, Result, kv::kv, retry::Repeat};
+
+/// A transaction: one revision, whatever it changes.
+#[derive(Debug, Clone, Default)]
+pub struct Txn(TxnRequest);
+
+impl Txn {
+    pub fn new() -> Txn {
+        Txn::default()
+    }
+
+    /// Adds a comparison. All of them must hold.
+    pub fn when(mut self, comparison: Comparison) -> Txn {
+        self.0.compare.push(comparison.0);
+        self
+    }
+
+    /// Adds what is done when all comparisons hold.
+    pub fn then(mut self, op: Op) -> Txn {
+        self.0.success.push(op.0);
+        self
+    }
+
+    /// Adds what is done when one does not hold.
+    pub fn otherwise(mut self, op: Op) -> Txn {
+        self.0.failure.push(op.0);
+        self
+    }
+
+    fn writes(&self) -> bool {
+        fn any(ops: &[RequestOp]) -> bool {
+            ops.iter().any(|op| match &op.request {
+                Some(Request::RequestRange(_)) | None => false,
+                Some(Request::RequestTxn(txn)) => any(&txn.success) || any(&txn.failure),
+                Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) => true,
+            })
+        }
+        any(&self.0.success) || any(&self.0.failure)
+    }
+}
+
+/// One operation of a transaction.
+#[derive(Debug, Clone)]
+pub struct Op(RequestOp);
+
+impl Op {
+    fn new(request: Request) -> Op {
+        Op(RequestOp { request: Some(request) })
+    }
+
+    pub fn get(get: Get) -> Op {
+        Op::new(Request::RequestRange(get.0))
+    }
+
+    pub fn put(put: Put) -> Op {
+        Op::new(Request::RequestPut(put.0))
+    }
+
+    pub fn delete(delete: Delete) -> Op {
+        Op::new(Request::RequestDeleteRange(delete.0))
+    }
+
+    pub fn txn(txn: Txn) -> Op {
+        Op::new(Request::RequestTxn(txn.0))
+    }
+}
+
+/// What of a key is compared: `Compare::mod_revision("k").equals(7)`. A key that is not there has 0 for every number.
+#[derive(Debug, Clone)]
+pub struct Compare<T> {
+    key: Bytes,
+    target: CompareTarget,
+    with: fn(T) -> TargetUnion,
+}
+
+/// A complete comparison.
+#[derive(Debug, Clone)]
+pub struct Comparison(pb::Compare);
+
+impl Compare<i64> {
+    /// How often the key was put since it was created.
+    pub fn version(key: impl Into<Bytes>) -> Compare<i64> {
+        Compare { key: key.into(), target: CompareTarget::Version, with: TargetUnion::Version }
+    }
+
+    pub fn create_revision(key: impl Into<Bytes>) -> Compare<i64> {
+        Compare { key: key.into(), target: CompareTarget::Create, with: TargetUnion::CreateRevision }
+    }
+
+    pub fn mod_revision(key: impl Into<Bytes>) -> Compare<i64> {
+        Compare { key: key.into(), target: CompareTarget::Mod, with: TargetUnion::ModRevision }
+    }
+
+    pub fn lease(key: impl Into<Bytes>) -> Compare<i64> {
+        Compare { key: key.into(), target: CompareTarget::Lease, with: TargetUnion::Lease }
+    }
+}
+
+impl Compare<Bytes> {
+    /// The value; a comparison with the value of a key that is not there never holds.
+    pub fn value(key: impl Into<Bytes>) -> Compare<Bytes> {
+        Compare { key: key.into(), target: CompareTarget::Value, with: TargetUnion::Value }
+    }
+}
+
+impl<T> Compare<T> {
+    fn is(self, result: CompareResult, with: impl Into<T>) -> Comparison {
+        Comparison(pb::Compare {
+            result: result.into(),
+            target: self.target.into(),
+            key: self.key,
+            target_union: Some((self.with)(with.into())),
+            range_end: Bytes::new(),
+        })
+    }
+
+    pub fn equals(self, with: impl Into<T>) -> Comparison {
+        self.is(CompareResult::Equal, with)
+    }
+
+    pub fn differs_from(self, with: impl Into<T>) -> Comparison {
+        self.is(CompareResult::NotEqual, with)
+    }
+
+    pub fn greater_than(self, with: impl Into<T>) -> Comparison {
+        self.is(CompareResult::Greater, with)
+    }
+
+    pub fn less_than(self, with: impl Into<T>) -> Comparison {
+        self.is(CompareResult::Less, with)
+    }
+}
+
+impl Client {
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
+        let repeat = if txn.writes() { Repeat::IfNotProposed } else { Repeat::Always };
+        self.call(repeat, txn.0, async |channel, request| kv(channel).txn(request).await).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_writes_when_anything_within_it_does() {
+        let read = || Op::get(Get::key("k"));
+        let nested = |op| Op::txn(Txn::new().otherwise(op));
+        assert!(!Txn::new().then(read()).otherwise(nested(read())).writes());
+        assert!(Txn::new().then(read()).otherwise(Op::put(Put::new("k", "v"))).writes());
+        assert!(Txn::new().then(nested(nested(Op::delete(Delete::key("k"))))).writes());
+    }
+}

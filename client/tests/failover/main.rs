@@ -1,0 +1,170 @@
+//! What the client does when servers fail, against servers that fail on cue.
+
+mod fake;
+
+use std::time::{Duration, Instant};
+
+use client::{Client, Error, EtcdError, Get, Options, Put, Watch, mvccpb::Event, pb::WatchResponse};
+use tonic::{Code, Status};
+
+use crate::fake::{Act, Fake, canceled, created, events};
+
+fn client(endpoints: &[&str]) -> Client {
+    let options = Options { request_timeout: Duration::from_secs(3), ..Options::default() };
+    Client::with_options(endpoints.iter().copied(), options).unwrap()
+}
+
+fn revisions(events: &[Event]) -> Vec<i64> {
+    events.iter().map(|event| event.kv.as_ref().unwrap().mod_revision).collect()
+}
+
+/// Watches until `count` events have come.
+async fn watch(client: &Client, watch: Watch, count: usize) -> Vec<i64> {
+    let mut watcher = client.watch(watch).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        let response: WatchResponse = watcher.next().await.unwrap();
+        seen.extend(revisions(&response.events));
+    }
+    seen
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_elsewhere_without_gap_and_without_duplicate() {
+    let first = Fake::start([vec![
+        Act::Send(created(4)),
+        Act::Send(events(5, &[5])),
+        // The store is at 9, but only 6 was sent: the rest is still to come.
+        Act::Send(events(9, &[6])),
+        Act::Fail(Status::unavailable("going down")),
+    ]])
+    .await;
+    let second = Fake::start([vec![
+        Act::Send(created(9)),
+        Act::Send(events(9, &[6, 7, 8])),
+        Act::Send(events(9, &[9])),
+        Act::Hold,
+    ]])
+    .await;
+    let client = client(&[first.url(), second.url()]);
+    assert_eq!(watch(&client, Watch::prefix("k"), 5).await, [5, 6, 7, 8, 9]);
+    assert_eq!(first.watches_from(), [0]);
+    assert_eq!(second.watches_from(), [7]);
+}
+
+#[tokio::test]
+async fn a_watch_that_saw_nothing_yet_resumes_from_its_creation() {
+    let server = Fake::start([
+        vec![Act::Send(created(4)), Act::Fail(Status::unknown("broken pipe"))],
+        vec![Act::Send(created(6)), Act::Send(events(6, &[5, 6])), Act::Hold],
+    ])
+    .await;
+    assert_eq!(watch(&client(&[server.url()]), Watch::key("k"), 2).await, [5, 6]);
+    assert_eq!(server.watches_from(), [0, 5]);
+}
+
+#[tokio::test]
+async fn a_watch_leaves_a_member_without_a_leader() {
+    let first = Fake::start([vec![Act::Send(created(4)), Act::Send(canceled("etcdserver: no leader", 0))]]).await;
+    let second = Fake::start([vec![Act::Send(created(5)), Act::Send(events(5, &[5])), Act::Hold]]).await;
+    assert_eq!(watch(&client(&[first.url(), second.url()]), Watch::key("k"), 1).await, [5]);
+}
+
+#[tokio::test]
+async fn a_watch_of_compacted_revisions_ends_and_says_from_where_to_watch() {
+    let server =
+        Fake::start([vec![Act::Send(created(9)), Act::Send(canceled(EtcdError::Compacted.message(), 7)), Act::Hold]])
+            .await;
+    let mut watcher = client(&[server.url()]).watch(Watch::key("k").from_revision(2)).await.unwrap();
+    let compacted = Error::WatchCompacted { compact_revision: 7 };
+    assert_eq!(watcher.next().await.unwrap_err(), compacted);
+    assert_eq!(watcher.next().await.unwrap_err(), compacted, "it has ended and stays so");
+    assert_eq!(server.watches_from(), [2]);
+}
+
+#[tokio::test]
+async fn a_refused_watch_is_not_tried_again() {
+    let server = Fake::start([vec![Act::Fail(EtcdError::PermissionDenied.into())]]).await;
+    let error = client(&[server.url()]).watch(Watch::key("k")).await.unwrap_err();
+    assert_eq!(error, Error::Etcd(EtcdError::PermissionDenied));
+    assert_eq!(server.watches_from(), [0]);
+}
+
+#[tokio::test]
+async fn progress_is_reported_where_it_was_asked_for_and_moves_the_watch() {
+    let script = || [vec![Act::Send(created(4)), Act::Send(events(8, &[])), Act::Fail(Status::unavailable("down"))]];
+    let server = Fake::start(script().into_iter().chain([vec![Act::Send(created(9)), Act::Hold]])).await;
+    let mut watcher = client(&[server.url()]).watch(Watch::key("k").progress_notify()).await.unwrap();
+    let response = watcher.next().await.unwrap();
+    assert!(response.events.is_empty());
+    assert_eq!(watcher.next_revision(), 9);
+    let resumed = tokio::time::timeout(Duration::from_millis(500), watcher.next()).await;
+    assert!(resumed.is_err(), "nothing more was sent");
+    assert_eq!(server.watches_from(), [0, 9]);
+}
+
+#[tokio::test]
+async fn a_write_goes_elsewhere_only_when_it_was_not_proposed() {
+    // No connection.
+    let second = Fake::start([]).await;
+    client(&[&fake::nobody().await, second.url()]).put(Put::new("k", "v")).await.unwrap();
+    assert_eq!(second.puts(), 1);
+
+    // Refused before it was proposed.
+    let first = Fake::start([]).await;
+    first.answer_with(EtcdError::NoLeader.into());
+    client(&[first.url(), second.url()]).put(Put::new("k", "v")).await.unwrap();
+    assert_eq!((first.puts(), second.puts()), (1, 2));
+
+    // Sent, and nobody knows what became of it.
+    let first = Fake::start([]).await;
+    first.answer_with(Status::unavailable("connection reset by peer"));
+    let error = client(&[first.url(), second.url()]).put(Put::new("k", "v")).await.unwrap_err();
+    assert!(error.may_have_happened());
+    assert_eq!(error, Error::Rpc { code: Code::Unavailable, message: "connection reset by peer".to_string() });
+    assert_eq!((first.puts(), second.puts()), (1, 2), "a second put might be a second write");
+}
+
+#[tokio::test]
+async fn a_read_goes_elsewhere_when_a_server_fails_or_hangs() {
+    let second = Fake::start([]).await;
+    for failure in [Act::Fail(EtcdError::LeaderChanged.into()), Act::Hold] {
+        let first = Fake::start([]).await;
+        match failure {
+            Act::Fail(status) => first.answer_with(status),
+            _ => first.hang(),
+        }
+        let begin = Instant::now();
+        let client = client(&[first.url(), second.url()]);
+        client.get(Get::key("k")).await.unwrap();
+        client.get(Get::key("k")).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(3));
+        assert_eq!(first.gets(), 1, "the second read went to the server that works");
+    }
+    assert_eq!(second.gets(), 4);
+}
+
+#[tokio::test]
+async fn a_request_ends_within_its_time_when_nobody_can_be_reached() {
+    let options = Options { request_timeout: Duration::from_millis(300), ..Options::default() };
+    let client = Client::with_options([fake::nobody().await, fake::nobody().await], options).unwrap();
+    let begin = Instant::now();
+    assert!(matches!(client.get(Get::key("k")).await, Err(Error::Unreachable(_))));
+    let error = client.put(Put::new("k", "v")).await.unwrap_err();
+    assert!(!error.may_have_happened());
+    assert!(begin.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_lease_nobody_renews_is_reported_as_gone() {
+    let server = Fake::start([]).await;
+    server.renew_leases(2);
+    let mut keeper = client(&[server.url()]).keep_alive(client::LeaseId(7));
+    assert_eq!(keeper.next().await.unwrap().ttl, 1);
+    assert_eq!(keeper.next().await.unwrap().ttl, 1);
+    // From now on the server hangs, and the lease of a second runs out.
+    let begin = Instant::now();
+    assert_eq!(keeper.next().await.unwrap_err(), Error::LeaseGone(client::LeaseId(7)));
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    keeper.gone().await;
+}

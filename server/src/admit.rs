@@ -1,0 +1,51 @@
+//! Whether a call is served at all by this member as it is now: before the request itself is looked at.
+//! Source: etcd, `server/etcdserver/api/v3rpc/interceptor.go`.
+
+use proto::EtcdError;
+use tonic::{Status, metadata::MetadataMap};
+
+use crate::context::Context;
+
+/// What a learner does with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learner {
+    Serves,
+    Refuses,
+}
+
+/// Refuses what a learner does not serve, and what wants a leader (`hasleader: true`) while there is none.
+pub fn admit(ctx: &Context, metadata: &MetadataMap, learner: Learner) -> Result<(), Status> {
+    let needs_leader = metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+    decide(&ctx.node.status(), needs_leader, learner).map_err(Status::from)
+}
+
+fn decide(status: &raft::Status, needs_leader: bool, learner: Learner) -> Result<(), EtcdError> {
+    if status.is_learner && learner == Learner::Refuses {
+        return Err(EtcdError::NotSupportedForLearner);
+    }
+    if needs_leader && status.leader.is_none() {
+        return Err(EtcdError::NoLeader);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::MemberId;
+
+    use super::*;
+
+    #[test]
+    fn a_learner_refuses_all_but_what_it_serves() {
+        let status = raft::Status { is_learner: true, leader: Some(MemberId(1)), ..Default::default() };
+        assert_eq!(decide(&status, false, Learner::Refuses), Err(EtcdError::NotSupportedForLearner));
+        assert_eq!(decide(&status, true, Learner::Serves), Ok(()));
+    }
+
+    #[test]
+    fn a_call_that_needs_a_leader_is_refused_while_there_is_none() {
+        let status = raft::Status::default();
+        assert_eq!(decide(&status, true, Learner::Serves), Err(EtcdError::NoLeader));
+        assert_eq!(decide(&status, false, Learner::Refuses), Ok(()));
+    }
+}

@@ -1,0 +1,230 @@
+//! Opening the data directory: only one process may use it, and only the member it belongs to.
+//!
+//! ```text
+//! <data-dir>/member/lock       held while the process runs
+//! <data-dir>/member/identity   who the member is
+//! <data-dir>/member/store      the store
+//! <data-dir>/member/wal        the Raft log, unless --wal-dir says otherwise
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    identity::{Identity, IdentityError, member_id},
+    urls,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+    #[error("{0}: another process uses this data directory; stop it first, or give this one its own --data-dir")]
+    Locked(PathBuf),
+    #[error(
+        "{0}: this data directory was written by etcd, whose files Pintle does not read; give Pintle a --data-dir of its own"
+    )]
+    Etcd(PathBuf),
+    #[error(
+        "{path}: this data directory belongs to member {found} ({found_name}), but the flags describe member {expected} ({expected_name}); give this member its own --data-dir, or correct --name, --initial-cluster and --initial-advertise-peer-urls"
+    )]
+    OtherMember { path: PathBuf, found: String, found_name: String, expected: String, expected_name: String },
+    #[error(
+        "{0}: there is data, but no file \"identity\" that says whose; restore the file, or give an empty --data-dir"
+    )]
+    NoIdentity(PathBuf),
+    #[error(
+        "--initial-cluster-state=existing: joining a running cluster is not supported yet; start all members of a new cluster with the same --initial-cluster and --initial-cluster-state=new"
+    )]
+    Joining,
+    #[error(
+        "{wal}: the Raft log is gone, but the store in {store} has applied {applied} entries of it; give the --wal-dir that this member had, or remove the member's data and start it anew"
+    )]
+    LogGone { wal: PathBuf, store: PathBuf, applied: u64 },
+    #[error("the members of --initial-cluster have the same id {0}: their peer URLs must differ")]
+    SameId(String),
+}
+
+/// The data directory, locked as long as this lives.
+#[derive(Debug)]
+pub struct DataDir {
+    pub identity: Identity,
+    /// Whether this member has run before.
+    pub is_restart: bool,
+    pub store: PathBuf,
+    pub wal: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    pub fn open(config: &Config) -> Result<DataDir, BootstrapError> {
+        let member = config.data_dir.join("member");
+        refuse_etcd(&config.data_dir, &member)?;
+        create(&member)?;
+        let lock = lock(&config.data_dir, &member.join("lock"))?;
+        let (store, wal) = (member.join("store"), config.wal_dir.clone());
+        let path = member.join("identity");
+        let (identity, is_restart) = match Identity::read(&path)? {
+            Some(identity) => {
+                check(&identity, config)?;
+                (identity, true)
+            }
+            None if is_filled(&store) || is_filled(&wal) => return Err(BootstrapError::NoIdentity(member)),
+            None if config.cluster.is_existing => return Err(BootstrapError::Joining),
+            None => {
+                let identity = Identity::new(&config.name, &config.cluster);
+                initial_members(config)?;
+                identity.write(&path)?;
+                (identity, false)
+            }
+        };
+        create(&store)?;
+        create(&wal)?;
+        Ok(DataDir { identity, is_restart, store, wal, _lock: lock })
+    }
+
+    /// A store that has applied entries needs the log that they came from: what is above them, and the votes, stand
+    /// nowhere else.
+    pub fn check_log(&self, applied: u64) -> Result<(), BootstrapError> {
+        if applied > 0 && !is_filled(&self.wal) {
+            return Err(BootstrapError::LogGone { wal: self.wal.clone(), store: self.store.clone(), applied });
+        }
+        Ok(())
+    }
+}
+
+/// The members that the flags name, in order of ids.
+pub fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapError> {
+    let member = |(name, peer_urls): (&String, &Vec<urls::Url>)| raft::Member {
+        id: member_id(peer_urls, &config.cluster.token),
+        name: name.clone(),
+        peer_urls: urls::to_strings(peer_urls),
+        client_urls: Vec::new(),
+        is_learner: false,
+    };
+    let mut members: Vec<raft::Member> = config.cluster.members.iter().map(member).collect();
+    members.sort_by_key(|member| member.id);
+    match members.windows(2).find(|pair| pair[0].id == pair[1].id) {
+        Some(pair) => Err(BootstrapError::SameId(pair[0].id.to_string())),
+        None => Ok(members),
+    }
+}
+
+/// On a restart the flags need not say who the member is; where they do, they must say the same.
+fn check(identity: &Identity, config: &Config) -> Result<(), BootstrapError> {
+    if !config.cluster.is_given || config.cluster.is_existing {
+        return Ok(());
+    }
+    let expected = Identity::new(&config.name, &config.cluster);
+    if expected.member == identity.member {
+        return Ok(());
+    }
+    Err(BootstrapError::OtherMember {
+        path: config.data_dir.clone(),
+        found: identity.member.to_string(),
+        found_name: identity.name.clone(),
+        expected: expected.member.to_string(),
+        expected_name: expected.name,
+    })
+}
+
+fn refuse_etcd(data_dir: &Path, member: &Path) -> Result<(), BootstrapError> {
+    let mut logs = fs::read_dir(member.join("wal")).into_iter().flatten().flatten();
+    let has_log = logs.any(|entry| entry.path().extension().is_some_and(|extension| extension == "wal"));
+    if has_log || member.join("snap").join("db").exists() {
+        return Err(BootstrapError::Etcd(data_dir.into()));
+    }
+    Ok(())
+}
+
+fn create(dir: &Path) -> Result<(), BootstrapError> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    created.map_err(|error| BootstrapError::Io { path: dir.into(), error })
+}
+
+fn lock(data_dir: &Path, path: &Path) -> Result<File, BootstrapError> {
+    let error = |error| BootstrapError::Io { path: path.into(), error };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(error)?;
+    // SAFETY: the descriptor belongs to `file`, which outlives the call.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file);
+    }
+    match io::Error::last_os_error() {
+        taken if taken.kind() == io::ErrorKind::WouldBlock => Err(BootstrapError::Locked(data_dir.into())),
+        reason => Err(error(reason)),
+    }
+}
+
+fn is_filled(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::Flags;
+
+    fn config(dir: &Path, arguments: &[&str]) -> Config {
+        let data_dir = format!("--data-dir={}", dir.display());
+        let arguments = arguments.iter().map(|argument| argument.to_string()).chain([data_dir]);
+        Config::from_flags(&Flags::read(arguments, []).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_new_member_stays_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(&config(dir.path(), &[])).unwrap();
+        assert!(!first.is_restart);
+        let identity = first.identity.clone();
+        drop(first);
+        let again = DataDir::open(&config(dir.path(), &["--name=other"])).unwrap();
+        assert!(again.is_restart);
+        assert_eq!(again.identity, identity);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = DataDir::open(&config(dir.path(), &[])).unwrap();
+        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::Locked(_))));
+    }
+
+    #[test]
+    fn another_members_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataDir::open(&config(dir.path(), &[])).unwrap());
+        let other = config(dir.path(), &["--initial-advertise-peer-urls=http://127.0.0.1:25001"]);
+        assert!(matches!(DataDir::open(&other), Err(BootstrapError::OtherMember { .. })));
+    }
+
+    #[test]
+    fn etcds_directory_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("member/snap")).unwrap();
+        fs::write(dir.path().join("member/snap/db"), "").unwrap();
+        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::Etcd(_))));
+        assert!(!dir.path().join("member/lock").exists());
+    }
+
+    #[test]
+    fn data_without_an_identity_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("member/store/x")).unwrap();
+        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::NoIdentity(_))));
+    }
+
+    #[test]
+    fn a_store_without_its_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = DataDir::open(&config(dir.path(), &[])).unwrap();
+        assert!(opened.check_log(0).is_ok());
+        assert!(matches!(opened.check_log(5), Err(BootstrapError::LogGone { applied: 5, .. })));
+    }
+}

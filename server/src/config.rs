@@ -1,0 +1,317 @@
+//! What the flags mean together. Source: etcd, `server/embed/config.go` (Validate), `server/config/config.go`.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use crate::{
+    compactor::Retention,
+    context::Limits,
+    duration,
+    flags::Flags,
+    logging::{self, Logging},
+    urls::{self, Url, UrlError},
+};
+
+/// etcd's bound, so that nobody waits forever for a leader.
+const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub name: String,
+    pub data_dir: PathBuf,
+    pub wal_dir: PathBuf,
+    pub listen_client: Vec<Listen>,
+    /// HTTP only; where there are some, `listen_client` is for gRPC only.
+    pub listen_client_http: Vec<Listen>,
+    pub listen_peer: Vec<Listen>,
+    pub listen_metrics: Vec<Listen>,
+    pub advertise_client: Vec<Url>,
+    pub cluster: InitialCluster,
+    pub heartbeat: Duration,
+    pub election_timeout: Duration,
+    pub snapshot_count: u64,
+    pub limits: Limits,
+    pub connections: Connections,
+    pub retention: Option<Retention>,
+    pub watch_progress_interval: Duration,
+}
+
+/// The members of a new cluster, as the flags give them.
+#[derive(Debug, Clone)]
+pub struct InitialCluster {
+    /// Peer URLs by name, this member's among them.
+    pub members: BTreeMap<String, Vec<Url>>,
+    pub token: String,
+    /// The cluster runs already, and this member joins it.
+    pub is_existing: bool,
+    /// Whether the flags say who this member is; on a restart they need not.
+    pub is_given: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    pub flag: &'static str,
+    pub address: SocketAddr,
+}
+
+/// How client connections are served.
+#[derive(Debug, Clone, Copy)]
+pub struct Connections {
+    pub max_concurrent_streams: u32,
+    /// None: no pings.
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
+    pub reuse_port: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--{flag}={value:?}: {reason}")]
+    Url { flag: &'static str, value: String, reason: UrlError },
+    #[error("--{flag}={value:?}: it takes {takes}")]
+    Value { flag: &'static str, value: String, takes: &'static str },
+    #[error("--{flag} must be >0 (set to 0ms)")]
+    Zero { flag: &'static str },
+    #[error("--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]")]
+    ElectionTooShort { election: u64, heartbeat: u64 },
+    #[error("--election-timeout[{0}ms] is too long, and should be set less than {ELECTION_TIMEOUT_MAX_MS}ms")]
+    ElectionTooLong(u64),
+    #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
+    NoAdvertisedClientUrls,
+    #[error(
+        "couldn't find local name {name:?} in the initial cluster configuration: --initial-cluster={cluster} must hold --name={name}"
+    )]
+    NotAMember { name: String, cluster: String },
+    #[error(
+        "--initial-cluster has {name}={cluster} but --initial-advertise-peer-urls is {advertised}: the two must name the same URLs"
+    )]
+    OtherUrls { name: String, cluster: String, advertised: String },
+    #[error("--initial-cluster={0} has duplicate url")]
+    DuplicateUrl(String),
+}
+
+/// The logging flags. They are read first, so that the rest can be complained about in the log.
+pub fn logging(flags: &Flags) -> Result<Logging, ConfigError> {
+    let error = |flag, takes| ConfigError::Value { flag, value: flags.get(flag).into(), takes };
+    Ok(Logging {
+        level: logging::level(flags.get("log-level"))
+            .ok_or_else(|| error("log-level", "debug, info, warn, error, panic or fatal"))?,
+        format: logging::format(flags.get("log-format")).ok_or_else(|| error("log-format", "json or console"))?,
+        outputs: flags.get("log-outputs").split(',').map(logging::Output::from).collect(),
+    })
+}
+
+impl Config {
+    pub fn from_flags(flags: &Flags) -> Result<Config, ConfigError> {
+        let name = flags.get("name").to_string();
+        let data_dir = match flags.get("data-dir") {
+            "" => PathBuf::from(format!("{name}.pintle")),
+            dir => dir.into(),
+        };
+        let wal_dir = match flags.get("wal-dir") {
+            "" => data_dir.join("member").join("wal"),
+            dir => dir.into(),
+        };
+        let listen_peer = listen(flags, "listen-peer-urls")?;
+        let listen_client = listen(flags, "listen-client-urls")?;
+        let listen_client_http = listen(flags, "listen-client-http-urls")?;
+        let listen_metrics = listen(flags, "listen-metrics-urls")?;
+        let advertise_peer = advertised(flags, "initial-advertise-peer-urls")?;
+        let advertise_client = advertised(flags, "advertise-client-urls")?;
+        let is_existing = match flags.get("initial-cluster-state") {
+            "new" => false,
+            "existing" => true,
+            _ => return Err(invalid(flags, "initial-cluster-state", "new or existing")),
+        };
+        let (heartbeat, election_timeout) = timing(flags)?;
+        if flags.is_given("listen-client-urls") && !flags.is_given("advertise-client-urls") {
+            return Err(ConfigError::NoAdvertisedClientUrls);
+        }
+        let retention = Retention::parse(flags.get("auto-compaction-mode"), flags.get("auto-compaction-retention"))
+            .map_err(|error| invalid(flags, error.flag, error.takes))?;
+        let cluster = initial_cluster(flags, &name, &advertise_peer, is_existing)?;
+        Ok(Config {
+            name,
+            data_dir,
+            wal_dir,
+            listen_client,
+            listen_client_http,
+            listen_peer,
+            listen_metrics,
+            advertise_client,
+            cluster,
+            heartbeat,
+            election_timeout,
+            snapshot_count: number(flags, "snapshot-count")?,
+            limits: Limits {
+                max_request_bytes: number(flags, "max-request-bytes")?,
+                max_txn_ops: number(flags, "max-txn-ops")?,
+                quota_backend_bytes: number(flags, "quota-backend-bytes")?,
+            },
+            connections: Connections {
+                max_concurrent_streams: number(flags, "max-concurrent-streams")?,
+                keepalive_interval: Some(time(flags, "grpc-keepalive-interval")?).filter(|time| !time.is_zero()),
+                keepalive_timeout: time(flags, "grpc-keepalive-timeout")?,
+                reuse_port: flags.is_true("socket-reuse-port"),
+            },
+            retention,
+            watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
+        })
+    }
+}
+
+fn invalid(flags: &Flags, flag: &'static str, takes: &'static str) -> ConfigError {
+    ConfigError::Value { flag, value: flags.get(flag).into(), takes }
+}
+
+fn number<N: FromStr>(flags: &Flags, flag: &'static str) -> Result<N, ConfigError> {
+    flags.get(flag).parse().map_err(|_| invalid(flags, flag, "a whole number"))
+}
+
+fn time(flags: &Flags, flag: &'static str) -> Result<Duration, ConfigError> {
+    duration::parse(flags.get(flag)).ok_or_else(|| invalid(flags, flag, "a duration such as 300ms, 5s or 1h30m"))
+}
+
+fn url_list(flags: &Flags, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
+    Url::parse_list(flags.get(flag)).map_err(|reason| bad_url(flags, flag, reason))
+}
+
+fn bad_url(flags: &Flags, flag: &'static str, reason: UrlError) -> ConfigError {
+    ConfigError::Url { flag, value: flags.get(flag).into(), reason }
+}
+
+fn listen(flags: &Flags, flag: &'static str) -> Result<Vec<Listen>, ConfigError> {
+    let is_optional = matches!(flag, "listen-metrics-urls" | "listen-client-http-urls");
+    if is_optional && flags.get(flag).is_empty() {
+        return Ok(Vec::new());
+    }
+    let urls = url_list(flags, flag)?.into_iter();
+    let listen = urls.map(|url| url.bind_address().map(|address| Listen { flag, address }));
+    listen.collect::<Result<_, _>>().map_err(|reason| bad_url(flags, flag, reason))
+}
+
+fn advertised(flags: &Flags, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
+    let urls = url_list(flags, flag)?;
+    urls.iter().try_for_each(Url::check_reachable).map_err(|reason| bad_url(flags, flag, reason))?;
+    Ok(urls)
+}
+
+/// Heartbeat interval and election timeout.
+fn timing(flags: &Flags) -> Result<(Duration, Duration), ConfigError> {
+    let heartbeat: u64 = number(flags, "heartbeat-interval")?;
+    let election: u64 = number(flags, "election-timeout")?;
+    if heartbeat == 0 {
+        return Err(ConfigError::Zero { flag: "heartbeat-interval" });
+    }
+    if election == 0 {
+        return Err(ConfigError::Zero { flag: "election-timeout" });
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return Err(ConfigError::ElectionTooShort { election, heartbeat });
+    }
+    if election > ELECTION_TIMEOUT_MAX_MS {
+        return Err(ConfigError::ElectionTooLong(election));
+    }
+    Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+fn initial_cluster(
+    flags: &Flags,
+    name: &str,
+    advertised: &[Url],
+    is_existing: bool,
+) -> Result<InitialCluster, ConfigError> {
+    let text = flags.get("initial-cluster");
+    let members = match text {
+        "" => BTreeMap::from([(name.to_string(), advertised.to_vec())]),
+        _ => urls::parse_cluster(text).map_err(|reason| bad_url(flags, "initial-cluster", reason))?,
+    };
+    let Some(own) = members.get(name) else {
+        return Err(ConfigError::NotAMember { name: name.into(), cluster: text.into() });
+    };
+    // A member that joins has told the cluster its URLs before.
+    if !is_existing && !urls::are_same(own, advertised) {
+        let (cluster, advertised) = (urls::join(own), urls::join(advertised));
+        return Err(ConfigError::OtherUrls { name: name.into(), cluster, advertised });
+    }
+    let mut all: Vec<&Url> = members.values().flatten().collect();
+    all.sort();
+    if all.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(ConfigError::DuplicateUrl(text.into()));
+    }
+    let is_given = flags.is_given("initial-cluster") || flags.is_given("initial-advertise-peer-urls");
+    Ok(InitialCluster { members, token: flags.get("initial-cluster-token").into(), is_existing, is_given })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
+        Config::from_flags(&Flags::read(arguments.iter().map(|a| a.to_string()), []).unwrap())
+    }
+
+    fn refusal(arguments: &[&str]) -> String {
+        config(arguments).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_flags_it_is_a_single_node_on_etcds_ports() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("default.pintle"));
+        assert_eq!(config.wal_dir, PathBuf::from("default.pintle/member/wal"));
+        assert_eq!(config.listen_client[0].address, "127.0.0.1:2379".parse().unwrap());
+        assert_eq!(config.listen_peer[0].address, "127.0.0.1:2380".parse().unwrap());
+        assert_eq!(urls::join(&config.cluster.members["default"]), "http://localhost:2380");
+        assert_eq!(config.limits.max_request_bytes, 1_572_864);
+        assert!(config.retention.is_none() && !config.cluster.is_given);
+    }
+
+    #[test]
+    fn the_data_directory_and_the_cluster_follow_the_name() {
+        let config = config(&["--name", "n1"]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("n1.pintle"));
+        assert!(config.cluster.members.contains_key("n1"));
+    }
+
+    #[test]
+    fn the_election_timeout_is_bounded_on_both_sides() {
+        assert_eq!(
+            refusal(&["--heartbeat-interval=300"]),
+            "--election-timeout[1000ms] should be at least as 5 times as --heartbeat-interval[300ms]"
+        );
+        assert_eq!(
+            refusal(&["--election-timeout=50001"]),
+            "--election-timeout[50001ms] is too long, and should be set less than 50000ms"
+        );
+        assert_eq!(refusal(&["--heartbeat-interval=0"]), "--heartbeat-interval must be >0 (set to 0ms)");
+    }
+
+    #[test]
+    fn a_refusal_names_the_flag_and_what_it_takes() {
+        assert_eq!(refusal(&["--max-txn-ops=x"]), "--max-txn-ops=\"x\": it takes a whole number");
+        assert_eq!(
+            refusal(&["--listen-peer-urls=http://host:1"]),
+            "--listen-peer-urls=\"http://host:1\": expected IP in URL for binding (http://host:1)"
+        );
+        assert!(refusal(&["--initial-cluster-state=old"]).ends_with("it takes new or existing"));
+        assert!(refusal(&["--auto-compaction-mode=x"]).contains("--auto-compaction-mode"));
+        assert_eq!(
+            refusal(&["--listen-client-urls=http://127.0.0.1:1"]),
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly"
+        );
+    }
+
+    #[test]
+    fn the_cluster_holds_this_member_with_the_urls_it_advertises() {
+        let advertise = "--initial-advertise-peer-urls=http://127.0.0.1:1";
+        assert!(
+            config(&["--name=a", advertise, "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2"]).is_ok()
+        );
+        assert!(
+            refusal(&["--name=c", advertise, "--initial-cluster=a=http://127.0.0.1:1"]).contains("local name \"c\"")
+        );
+        assert!(refusal(&["--name=a", "--initial-cluster=a=http://127.0.0.1:3"]).contains("must name the same URLs"));
+        let twice = "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:1";
+        assert!(refusal(&["--name=a", advertise, twice]).contains("duplicate url"));
+    }
+}

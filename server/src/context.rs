@@ -1,0 +1,157 @@
+//! What every service shares: the store, the Raft node, who this member is, and the bounds on requests.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message;
+use proto::{
+    ClusterId, EtcdError, MemberId,
+    command::{Command, command::Op, outcome::Result as Outcome},
+    etcdserverpb::ResponseHeader,
+};
+use raft::RaftError;
+use storage::{ReadError, StorageError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::metrics::Metrics;
+
+/// etcd wraps a command into an envelope with a request id before it compares the size with the bound; so that the
+/// bound falls on the same byte, its size counts here too.
+const ETCD_ENVELOPE_BYTES: usize = 13;
+
+/// The bounds on what a client may ask.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of one encoded command, and of one watch response.
+    pub max_request_bytes: usize,
+    pub max_txn_ops: usize,
+    /// As given: 0 stands for etcd's default.
+    pub quota_backend_bytes: i64,
+}
+
+/// Shared by all services, as `Arc<Context>`.
+pub struct Context {
+    pub store: storage::Store,
+    pub node: raft::Node,
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    pub limits: Limits,
+    pub watch_progress_interval: Duration,
+    pub election_timeout: Duration,
+    pub metrics: Arc<Metrics>,
+    pub fatal: Fatal,
+    /// Cancelled when the process begins to stop: streams end then, since they would not by themselves.
+    pub shutdown: CancellationToken,
+}
+
+/// Tells `main` that this node cannot go on. The first report counts.
+#[derive(Clone)]
+pub struct Fatal(mpsc::Sender<String>);
+
+impl Fatal {
+    /// The receiver yields the reason to stop for.
+    pub fn new() -> (Fatal, mpsc::Receiver<String>) {
+        let (sender, receiver) = mpsc::channel(1);
+        (Fatal(sender), receiver)
+    }
+
+    pub fn report(&self, reason: impl std::fmt::Display) {
+        // Full: another report came first, and the process stops for that one.
+        let _ = self.0.try_send(reason.to_string());
+    }
+}
+
+impl Context {
+    /// The header of an answer that `revision` is the state of.
+    pub fn header(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster.0,
+            member_id: self.member.0,
+            revision,
+            raft_term: self.node.status().term,
+        }
+    }
+
+    /// Adds to a header that holds a revision who answers. Without a revision it takes the current one, as in etcd.
+    pub fn stamp(&self, header: &mut Option<ResponseHeader>) {
+        let revision = match header.as_ref().map_or(0, |header| header.revision) {
+            0 => self.store.revision(),
+            revision => revision,
+        };
+        *header = Some(self.header(revision));
+    }
+
+    /// Replicates a command and returns what applying it here gave; a refusal becomes its status.
+    pub async fn propose(&self, op: Op) -> Result<Outcome, Status> {
+        let command = Command { op: Some(op) };
+        let size = command.encoded_len();
+        if size + ETCD_ENVELOPE_BYTES > self.limits.max_request_bytes {
+            return Err(EtcdError::RequestTooLarge.into());
+        }
+        let _pending = self.metrics.proposal();
+        let outcome = self.node.propose(command.encode_to_vec().into()).await.map_err(|error| {
+            self.metrics.proposals_failed.inc();
+            self.raft_error(error)
+        })?;
+        match outcome.result {
+            Some(Outcome::Failure(failure)) => Err(failure.into()),
+            Some(result) => Ok(result),
+            None => Err(self.local_failure("the outcome of a command is empty")),
+        }
+    }
+
+    /// Returns once this member has applied all that was committed when the call began.
+    pub async fn read_barrier(&self) -> Result<(), Status> {
+        self.node.read_index().await.map_err(|error| self.raft_error(error))
+    }
+
+    /// The status that etcd answers for a request that Raft did not carry out.
+    pub fn raft_error(&self, error: RaftError) -> Status {
+        match error {
+            RaftError::NoLeader => EtcdError::NoLeader.into(),
+            RaftError::Timeout => EtcdError::Timeout.into(),
+            RaftError::LeaderChanged => EtcdError::LeaderChanged.into(),
+            RaftError::Stopped => EtcdError::Stopped.into(),
+            RaftError::Overloaded => EtcdError::RequestTooManyRequests.into(),
+            RaftError::NotLeader => EtcdError::NotLeader.into(),
+            RaftError::Fatal(reason) => self.local_failure(reason),
+        }
+    }
+
+    /// A refusal by etcd's rules is an answer; a failure of this node's disk stops the node.
+    pub fn read_error(&self, error: ReadError) -> Status {
+        match error {
+            ReadError::Request(refusal) => refusal.into(),
+            ReadError::Local(failure) => self.storage_error(failure),
+        }
+    }
+
+    pub fn storage_error(&self, error: StorageError) -> Status {
+        self.local_failure(error)
+    }
+
+    /// The answer to a command that was applied as another kind of command: the log and the store disagree.
+    pub fn wrong_outcome(&self, rpc: &str, outcome: &Outcome) -> Status {
+        self.local_failure(format!("applying a {rpc} gave {outcome:?}"))
+    }
+
+    /// Stops the node. The client learns no more than that it has to go elsewhere.
+    fn local_failure(&self, reason: impl std::fmt::Display) -> Status {
+        self.fatal.report(reason);
+        EtcdError::Stopped.into()
+    }
+
+    /// Runs a read of the store on a thread that may block.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&storage::Store) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || read(&store)).await {
+            Ok(result) => result.map_err(|error| self.read_error(error)),
+            Err(error) if error.is_panic() => Err(self.local_failure(format!("a read of the store failed: {error}"))),
+            Err(_) => Err(EtcdError::Stopped.into()),
+        }
+    }
+}

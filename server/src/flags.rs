@@ -1,0 +1,378 @@
+//! The command line and its `ETCD_…` environment twins, read by the rules of Go's flag package, which etcd uses:
+//! `-name x`, `--name x`, `-name=x` and `--name=x` are one and the same, a boolean needs no value and takes one only
+//! after `=`, the last of several wins, and the first word that is no flag is refused.
+//!
+//! | a flag | is |
+//! |---|---|
+//! | with a meaning here | taken |
+//! | of etcd without a meaning here | accepted, with one line of warning |
+//! | that asks for what Pintle lacks and must not be passed over (TLS, discovery, …) | refused |
+//! | not etcd's either | refused, with the nearest name |
+
+use std::collections::BTreeMap;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Value,
+    Bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Taken,
+    /// Accepted with a warning.
+    NoMeaning,
+    /// Refused unless it is given its default.
+    Missing,
+}
+
+struct Flag {
+    name: &'static str,
+    kind: Kind,
+    used: Use,
+    default: &'static str,
+    help: &'static str,
+}
+
+macro_rules! flags {
+    ($($kind:ident $used:ident $name:literal = $default:literal, $help:literal;)*) => {
+        const FLAGS: &[Flag] = &[$(Flag {
+            name: $name, kind: Kind::$kind, used: Use::$used, default: $default, help: $help,
+        },)*];
+    };
+}
+
+flags! {
+    Value Taken "name" = "default", "human-readable name of this member";
+    Value Taken "data-dir" = "", "data directory (default: <name>.pintle)";
+    Value Taken "wal-dir" = "", "directory of the Raft log (default: inside the data directory)";
+    Value Taken "listen-client-urls" = "http://localhost:2379", "where to listen for clients: gRPC, and HTTP unless --listen-client-http-urls is given";
+    Value Taken "listen-client-http-urls" = "", "where to listen for clients that use HTTP only";
+    Value Taken "advertise-client-urls" = "http://localhost:2379", "this member's client URLs, for clients and the other members";
+    Value Taken "listen-peer-urls" = "http://localhost:2380", "where to listen for the other members";
+    Value Taken "initial-advertise-peer-urls" = "http://localhost:2380", "this member's peer URLs, for the other members";
+    Value Taken "initial-cluster" = "", "the members of a new cluster: name=peer-url,… (default: this member alone)";
+    Value Taken "initial-cluster-token" = "etcd-cluster", "token that keeps clusters apart";
+    Value Taken "initial-cluster-state" = "new", "new, or existing for a member that joins";
+    Value Taken "heartbeat-interval" = "100", "milliseconds between heartbeats";
+    Value Taken "election-timeout" = "1000", "milliseconds without a heartbeat until an election";
+    Value Taken "snapshot-count" = "10000", "applied entries between two snapshots";
+    Value Taken "quota-backend-bytes" = "0", "size that Status reports as quota (0: 2 GiB); not enforced yet";
+    Value Taken "max-request-bytes" = "1572864", "largest request in bytes";
+    Value Taken "max-txn-ops" = "128", "most operations in a transaction";
+    Value Taken "max-concurrent-streams" = "4294967295", "most streams a client connection may have open";
+    Value Taken "grpc-keepalive-interval" = "2h", "time between the server's pings on a connection (0: none)";
+    Value Taken "grpc-keepalive-timeout" = "20s", "time until an unanswered ping closes a connection";
+    Bool  Taken "socket-reuse-port" = "false", "set SO_REUSEPORT on listeners";
+    Value Taken "auto-compaction-mode" = "periodic", "what --auto-compaction-retention counts: periodic or revision";
+    Value Taken "auto-compaction-retention" = "0", "history to keep: hours or a duration, or revisions (0: never compact)";
+    Value Taken "watch-progress-notify-interval" = "10m", "time between progress notifications of idle watches";
+    Value Taken "listen-metrics-urls" = "", "where to serve /metrics and /health as well";
+    Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
+    Value Taken "log-format" = "json", "json or console";
+    Value Taken "log-outputs" = "default", "default, stderr, stdout or file paths, separated by commas";
+    Bool  Taken "version" = "false", "print the version and exit";
+
+    Value NoMeaning "logger" = "zap", "";
+    Value NoMeaning "metrics" = "basic", "";
+    Bool  NoMeaning "pre-vote" = "true", "";
+    Bool  NoMeaning "strict-reconfig-check" = "true", "";
+    Bool  NoMeaning "initial-election-tick-advance" = "true", "";
+    Value NoMeaning "max-snapshots" = "5", "";
+    Value NoMeaning "max-wals" = "5", "";
+    Value NoMeaning "max-learners" = "1", "";
+    Bool  NoMeaning "memory-mlock" = "false", "";
+    Value NoMeaning "backend-bbolt-freelist-type" = "map", "";
+    Value NoMeaning "backend-batch-interval" = "0s", "";
+    Value NoMeaning "backend-batch-limit" = "0", "";
+    Value NoMeaning "grpc-keepalive-min-time" = "5s", "";
+    Bool  NoMeaning "socket-reuse-address" = "false", "";
+    Bool  NoMeaning "enable-grpc-gateway" = "true", "";
+    Value NoMeaning "raft-read-timeout" = "5s", "";
+    Value NoMeaning "raft-write-timeout" = "5s", "";
+    Value NoMeaning "feature-gates" = "", "";
+    Value NoMeaning "corrupt-check-time" = "0s", "";
+    Value NoMeaning "compact-hash-check-time" = "1m", "";
+    Bool  NoMeaning "initial-corrupt-check" = "false", "";
+    Bool  NoMeaning "compact-hash-check-enabled" = "false", "";
+    Bool  NoMeaning "enable-lease-checkpoint" = "false", "";
+    Bool  NoMeaning "enable-lease-checkpoint-persist" = "false", "";
+    Value NoMeaning "compaction-batch-limit" = "1000", "";
+    Value NoMeaning "compaction-sleep-interval" = "0s", "";
+    Bool  NoMeaning "txn-mode-write-with-shared-buffer" = "true", "";
+    Bool  NoMeaning "stop-grpc-service-on-defrag" = "false", "";
+    Value NoMeaning "downgrade-check-time" = "5s", "";
+    Value NoMeaning "warning-apply-duration" = "100ms", "";
+    Value NoMeaning "warning-unary-request-duration" = "300ms", "";
+    Value NoMeaning "bootstrap-defrag-threshold-megabytes" = "0", "";
+    Value NoMeaning "snapshot-catchup-entries" = "5000", "";
+    Bool  NoMeaning "unsafe-no-fsync" = "false", "";
+    Bool  NoMeaning "enable-v2" = "false", "";
+    Bool  NoMeaning "enable-pprof" = "false", "";
+    Bool  NoMeaning "enable-log-rotation" = "false", "";
+    Value NoMeaning "log-rotation-config-json" = "", "";
+    Bool  NoMeaning "enable-distributed-tracing" = "false", "";
+    Value NoMeaning "distributed-tracing-address" = "", "";
+    Value NoMeaning "distributed-tracing-service-name" = "", "";
+    Value NoMeaning "distributed-tracing-instance-id" = "", "";
+    Value NoMeaning "distributed-tracing-sampling-rate" = "0", "";
+    Value NoMeaning "auth-token-ttl" = "300", "";
+    Value NoMeaning "bcrypt-cost" = "10", "";
+    Value NoMeaning "self-signed-cert-validity" = "1", "";
+    Value NoMeaning "cipher-suites" = "", "";
+    Value NoMeaning "tls-min-version" = "TLS1.2", "";
+    Value NoMeaning "tls-max-version" = "", "";
+    Value NoMeaning "discovery-dial-timeout" = "2s", "";
+    Value NoMeaning "discovery-request-timeout" = "5s", "";
+    Value NoMeaning "discovery-keepalive-time" = "2s", "";
+    Value NoMeaning "discovery-keepalive-timeout" = "6s", "";
+    Bool  NoMeaning "discovery-insecure-transport" = "true", "";
+    Bool  NoMeaning "discovery-insecure-skip-tls-verify" = "false", "";
+    Value NoMeaning "discovery-fallback" = "exit", "";
+
+    Value Missing "auth-token" = "simple", "";
+    Value Missing "cors" = "*", "";
+    Value Missing "host-whitelist" = "*", "";
+    Value Missing "config-file" = "", "";
+    Bool  Missing "force-new-cluster" = "false", "";
+    Value Missing "cert-file" = "", "";
+    Value Missing "key-file" = "", "";
+    Value Missing "client-cert-file" = "", "";
+    Value Missing "client-key-file" = "", "";
+    Bool  Missing "client-cert-auth" = "false", "";
+    Value Missing "client-crl-file" = "", "";
+    Value Missing "client-cert-allowed-hostname" = "", "";
+    Value Missing "trusted-ca-file" = "", "";
+    Bool  Missing "auto-tls" = "false", "";
+    Value Missing "peer-cert-file" = "", "";
+    Value Missing "peer-key-file" = "", "";
+    Value Missing "peer-client-cert-file" = "", "";
+    Value Missing "peer-client-key-file" = "", "";
+    Bool  Missing "peer-client-cert-auth" = "false", "";
+    Value Missing "peer-trusted-ca-file" = "", "";
+    Bool  Missing "peer-auto-tls" = "false", "";
+    Value Missing "peer-crl-file" = "", "";
+    Value Missing "peer-cert-allowed-cn" = "", "";
+    Value Missing "peer-cert-allowed-hostname" = "", "";
+    Bool  Missing "peer-skip-client-san-verification" = "false", "";
+    Value Missing "discovery" = "", "";
+    Value Missing "discovery-token" = "", "";
+    Value Missing "discovery-endpoints" = "", "";
+    Value Missing "discovery-cert" = "", "";
+    Value Missing "discovery-key" = "", "";
+    Value Missing "discovery-cacert" = "", "";
+    Value Missing "discovery-user" = "", "";
+    Value Missing "discovery-password" = "", "";
+    Value Missing "discovery-proxy" = "", "";
+    Value Missing "discovery-srv" = "", "";
+    Value Missing "discovery-srv-name" = "", "";
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlagError {
+    #[error("--{name} is no flag of pintle; the nearest is --{nearest} (pintle --help lists them)")]
+    Unknown { name: String, nearest: &'static str },
+    #[error("--{name} needs a value")]
+    NoValue { name: &'static str },
+    #[error("--{name}={value} is no boolean: it takes true or false")]
+    NotABool { name: &'static str, value: String },
+    #[error("{0:?} is no flag; values are given as --flag=value or --flag value")]
+    NotAFlag(String),
+    #[error(
+        "--{name} is etcd's, but Pintle does not have it yet, and running without what it asks for would not be safe; leave it out"
+    )]
+    Missing { name: &'static str },
+    #[error("--help")]
+    Help,
+}
+
+/// What was given, by flag name.
+#[derive(Debug, Default)]
+pub struct Flags {
+    given: BTreeMap<&'static str, String>,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+impl Flags {
+    /// Reads the arguments (without the program's name) and, for flags that they do not hold, the environment.
+    pub fn read(
+        arguments: impl IntoIterator<Item = String>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Flags, FlagError> {
+        let mut flags = Flags::default();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            flags.read_one(argument, &mut arguments)?;
+        }
+        for (variable, value) in environment {
+            let Some(name) = variable.strip_prefix("ETCD_").filter(|_| !value.is_empty()) else { continue };
+            match find(&name.to_lowercase().replace('_', "-")) {
+                Some(flag) if flags.given.contains_key(flag.name) => {
+                    let warning = format!("{variable} is passed over: --{} is given, and goes before it", flag.name);
+                    flags.warnings.push(warning);
+                }
+                Some(flag) => flags.give(flag, value)?,
+                None => flags.warnings.push(format!("{variable} in the environment belongs to no flag")),
+            }
+        }
+        Ok(flags)
+    }
+
+    fn read_one(&mut self, argument: String, rest: &mut impl Iterator<Item = String>) -> Result<(), FlagError> {
+        let Some(text) = argument.strip_prefix('-').filter(|text| !text.is_empty()) else {
+            return Err(FlagError::NotAFlag(argument));
+        };
+        let text = text.strip_prefix('-').unwrap_or(text);
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_string())),
+            None => (text, None),
+        };
+        if name == "help" || name == "h" {
+            return Err(FlagError::Help);
+        }
+        let Some(flag) = find(name) else {
+            return Err(FlagError::Unknown { name: name.into(), nearest: nearest(name) });
+        };
+        let value = match (value, flag.kind) {
+            (Some(value), _) => value,
+            (None, Kind::Bool) => "true".into(),
+            (None, Kind::Value) => rest.next().ok_or(FlagError::NoValue { name: flag.name })?,
+        };
+        self.give(flag, value)
+    }
+
+    fn give(&mut self, flag: &'static Flag, value: String) -> Result<(), FlagError> {
+        let value = match flag.kind {
+            Kind::Value => value,
+            Kind::Bool => match value.as_str() {
+                "1" | "t" | "T" | "true" | "TRUE" | "True" => "true".into(),
+                "0" | "f" | "F" | "false" | "FALSE" | "False" => "false".into(),
+                _ => return Err(FlagError::NotABool { name: flag.name, value }),
+            },
+        };
+        match flag.used {
+            Use::Missing if value != flag.default => return Err(FlagError::Missing { name: flag.name }),
+            Use::NoMeaning => {
+                self.warnings.push(format!("--{} has no meaning for Pintle and is passed over", flag.name))
+            }
+            _ => {}
+        }
+        self.given.insert(flag.name, value);
+        Ok(())
+    }
+
+    /// What was given, else etcd's default.
+    pub fn get(&self, name: &str) -> &str {
+        match self.given.get(name) {
+            Some(value) => value,
+            None => find(name).expect("a flag of the table is asked for").default,
+        }
+    }
+
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains_key(name)
+    }
+
+    pub fn is_true(&self, name: &str) -> bool {
+        self.get(name) == "true"
+    }
+}
+
+/// etcd moved flags out of `experimental-`; both names are one.
+fn find(name: &str) -> Option<&'static Flag> {
+    let of_name = |name: &str| FLAGS.iter().find(|flag| flag.name == name);
+    of_name(name).or_else(|| of_name(name.strip_prefix("experimental-")?))
+}
+
+fn nearest(name: &str) -> &'static str {
+    let nearest = FLAGS.iter().min_by_key(|flag| distance(flag.name, name));
+    nearest.expect("there are flags").name
+}
+
+/// Edits that make one word the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The text of `--help`.
+pub fn help() -> String {
+    let mut text = String::from(
+        "Usage: pintle [flags]\n\nAn etcd-compatible store. Every flag may be given as ETCD_<NAME> in the environment \
+         too; flags go before it.\n\n",
+    );
+    for flag in FLAGS.iter().filter(|flag| flag.used == Use::Taken) {
+        text.push_str(&format!("  --{} '{}'\n      {}\n", flag.name, flag.default, flag.help));
+    }
+    let rest = |used: Use| FLAGS.iter().filter(move |flag| flag.used == used).map(|flag| flag.name);
+    let list = |used: Use| rest(used).collect::<Vec<_>>().join(" ");
+    text.push_str(&format!("\nAccepted, without a meaning here:\n  {}\n", list(Use::NoMeaning)));
+    text.push_str(&format!("\nRefused, since Pintle does not have them yet:\n  {}\n", list(Use::Missing)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Flags, FlagError> {
+        Flags::read(arguments.iter().map(|a| a.to_string()), [])
+    }
+
+    #[test]
+    fn all_of_gos_spellings_are_read_and_the_last_wins() {
+        let spellings: [&[&str]; 4] = [&["-name", "n"], &["--name", "n"], &["-name=n"], &["--name=m", "--name=n"]];
+        for arguments in spellings {
+            assert_eq!(read(arguments).unwrap().get("name"), "n");
+        }
+        assert_eq!(read(&[]).unwrap().get("name"), "default");
+    }
+
+    #[test]
+    fn a_boolean_takes_a_value_only_behind_an_equals_sign() {
+        assert!(read(&["--version"]).unwrap().is_true("version"));
+        assert!(!read(&["--version=f"]).unwrap().is_true("version"));
+        assert_eq!(read(&["--version", "true"]).unwrap_err(), FlagError::NotAFlag("true".into()));
+        let wrong = FlagError::NotABool { name: "version", value: "yes".into() };
+        assert_eq!(read(&["--version=yes"]).unwrap_err(), wrong);
+    }
+
+    #[test]
+    fn an_unknown_flag_is_refused_with_the_nearest() {
+        let unknown = FlagError::Unknown { name: "hartbeat-intervall".into(), nearest: "heartbeat-interval" };
+        assert_eq!(read(&["--hartbeat-intervall=1"]).unwrap_err(), unknown);
+        assert_eq!(read(&["--name"]).unwrap_err(), FlagError::NoValue { name: "name" });
+    }
+
+    #[test]
+    fn a_flag_without_a_meaning_warns_and_an_unsafe_one_is_refused() {
+        assert_eq!(read(&["--max-wals=3"]).unwrap().warnings.len(), 1);
+        assert_eq!(read(&["--cert-file=x"]).unwrap_err(), FlagError::Missing { name: "cert-file" });
+        assert!(read(&["--client-cert-auth=false", "--auth-token", "simple"]).unwrap().warnings.is_empty());
+    }
+
+    #[test]
+    fn flags_go_before_the_environment() {
+        let environment = [("ETCD_NAME", "env"), ("ETCD_DATA_DIR", "dir"), ("ETCD_WALDIR", "x"), ("HOME", "h")];
+        let environment = environment.map(|(variable, value)| (variable.to_string(), value.to_string()));
+        let flags = Flags::read(["--name=flag".to_string()], environment).unwrap();
+        assert_eq!((flags.get("name"), flags.get("data-dir")), ("flag", "dir"));
+        assert_eq!(flags.warnings.len(), 2, "{:?}", flags.warnings);
+    }
+
+    #[test]
+    fn an_experimental_name_is_the_flag_itself() {
+        let flags = read(&["--experimental-watch-progress-notify-interval=5s"]).unwrap();
+        assert_eq!(flags.get("watch-progress-notify-interval"), "5s");
+    }
+}

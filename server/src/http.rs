@@ -1,0 +1,304 @@
+//! The HTTP endpoints beside gRPC: health, version, metrics, and the member list for the other members.
+//! Source: etcd, `server/etcdserver/api/etcdhttp`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use proto::{
+    EtcdError,
+    etcdserverpb::{AlarmType, RangeRequest},
+};
+use serde::Serialize;
+use serde_json::json;
+use tonic::Status;
+
+use crate::{CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION, context::Context, metrics::Now};
+
+type Ctx = State<Arc<Context>>;
+
+/// What `/livez` and `/readyz` look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    LinearizableRead,
+    NonLearner,
+    SerializableRead,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Check::DataCorruption => "data_corruption",
+            Check::LinearizableRead => "linearizable_read",
+            Check::NonLearner => "non_learner",
+            Check::SerializableRead => "serializable_read",
+        }
+    }
+}
+
+const LIVEZ: (&str, &[Check]) = ("livez", &[Check::SerializableRead]);
+const READYZ: (&str, &[Check]) =
+    ("readyz", &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner]);
+
+/// The endpoints on the client listeners.
+pub fn client_routes(ctx: Arc<Context>) -> Router {
+    let routes = Router::new().route("/version", get(version)).with_state(ctx.clone());
+    routes.merge(metrics_routes(ctx))
+}
+
+/// The endpoints on `--listen-metrics-urls`.
+pub fn metrics_routes(ctx: Arc<Context>) -> Router {
+    let mut routes = Router::new().route("/metrics", get(metrics)).route("/health", get(health));
+    for (kind, checks) in [LIVEZ, READYZ] {
+        routes = routes.route(
+            &format!("/{kind}"),
+            get(move |State(ctx): Ctx, request: Request| async move {
+                let query = Query::of(&request);
+                let wanted = checks.iter().copied().filter(|check| !query.excludes(check.name())).collect();
+                checked(&ctx, kind, wanted, query.has("verbose")).await
+            }),
+        );
+        for &check in checks {
+            let handler = move |State(ctx): Ctx, request: Request| async move {
+                checked(&ctx, kind, vec![check], Query::of(&request).has("verbose")).await
+            };
+            routes = routes.route(&format!("/{kind}/{}", check.name()), get(handler));
+        }
+    }
+    routes.with_state(ctx)
+}
+
+/// The endpoints on the peer listeners, beside what members say to each other.
+pub fn peer_routes(ctx: Arc<Context>) -> Router {
+    Router::new().route("/version", get(version)).route("/members", get(members)).with_state(ctx)
+}
+
+/// What answers a path that nobody has: gRPC clients in their own way.
+pub async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if kind.starts_with(b"application/grpc") {
+        let service = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
+        return Status::unimplemented(format!("unknown service {service}")).into_http();
+    }
+    error(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+/// etcd's fields in etcd's order, and Pintle's own.
+#[derive(Serialize)]
+struct Version {
+    etcdserver: &'static str,
+    etcdcluster: &'static str,
+    storage: &'static str,
+    pintle: &'static str,
+}
+
+async fn version() -> Json<Version> {
+    Json(Version {
+        etcdserver: ETCD_VERSION,
+        etcdcluster: CLUSTER_VERSION,
+        storage: ETCD_STORAGE_VERSION,
+        pintle: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+#[derive(Serialize)]
+struct Member {
+    id: u64,
+    #[serde(rename = "peerURLs")]
+    peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
+    is_learner: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(rename = "clientURLs", skip_serializing_if = "Vec::is_empty")]
+    client_urls: Vec<String>,
+}
+
+async fn members(State(ctx): Ctx) -> impl IntoResponse {
+    let member = |member: raft::Member| Member {
+        id: member.id.0,
+        peer_urls: member.peer_urls,
+        is_learner: member.is_learner,
+        name: member.name,
+        client_urls: member.client_urls,
+    };
+    let members: Vec<Member> = ctx.node.members().into_iter().map(member).collect();
+    ([("x-etcd-cluster-id", ctx.cluster.to_string())], Json(members))
+}
+
+async fn metrics(State(ctx): Ctx) -> Response {
+    let size = match ctx.blocking(|store| Ok(store.size()?)).await {
+        Ok(size) => size,
+        Err(status) => return error(StatusCode::SERVICE_UNAVAILABLE, status.message()),
+    };
+    let now = Now {
+        status: ctx.node.status(),
+        size,
+        keys: ctx.store.key_count(),
+        revision: ctx.store.revision(),
+        compacted: ctx.store.compacted_revision(),
+    };
+    match ctx.metrics.page(&now) {
+        Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response(),
+        Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason.to_string()),
+    }
+}
+
+async fn health(State(ctx): Ctx, request: Request) -> Response {
+    let query = Query::of(&request);
+    let reason = unhealthy(&ctx, &query).await;
+    let body =
+        json!({ "health": if reason.is_none() { "true" } else { "false" }, "reason": reason.as_deref().unwrap_or("") });
+    if reason.is_none() {
+        ctx.metrics.health_success.inc();
+        return body.to_string().into_response();
+    }
+    ctx.metrics.health_failures.inc();
+    tracing::warn!(output = %body, "/health error");
+    error(StatusCode::SERVICE_UNAVAILABLE, &body.to_string())
+}
+
+async fn unhealthy(ctx: &Arc<Context>, query: &Query) -> Option<String> {
+    let is_serializable = query.first("serializable") == Some("true");
+    for alarm in ctx.store.alarms() {
+        let name = match alarm.alarm() {
+            AlarmType::Nospace => "NOSPACE",
+            AlarmType::Corrupt => "CORRUPT",
+            AlarmType::None => "UNKNOWN",
+        };
+        if !query.excludes(name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if !is_serializable && ctx.node.status().leader.is_none() {
+        return Some("RAFT NO LEADER".into());
+    }
+    read(ctx, is_serializable).await.err().map(|status| format!("RANGE ERROR:{}", status.message()))
+}
+
+/// Runs the checks and answers as etcd does: the details when one fails, or when asked.
+async fn checked(ctx: &Arc<Context>, kind: &str, checks: Vec<Check>, is_verbose: bool) -> Response {
+    let (mut details, mut is_good) = (String::new(), true);
+    for check in checks {
+        let result = run(ctx, check).await;
+        ctx.metrics.checked(kind, check.name(), result.is_ok());
+        is_good &= result.is_ok();
+        details += &match result {
+            Ok(()) => format!("[+]{} ok\n", check.name()),
+            Err(reason) => format!("[-]{} failed: {reason}\n", check.name()),
+        };
+    }
+    if !is_good {
+        tracing::error!(path = format!("/{kind}"), reason = details, "Health check error");
+        return error(StatusCode::SERVICE_UNAVAILABLE, &details);
+    }
+    let details = if is_verbose { details } else { String::new() };
+    text(StatusCode::OK, format!("{details}ok\n"))
+}
+
+async fn run(ctx: &Arc<Context>, check: Check) -> Result<(), String> {
+    match check {
+        Check::DataCorruption => {
+            let is_corrupt = ctx.store.alarms().iter().any(|alarm| alarm.alarm() == AlarmType::Corrupt);
+            if is_corrupt { Err("alarm activated: CORRUPT".into()) } else { Ok(()) }
+        }
+        Check::NonLearner if ctx.node.status().is_learner => Err("not supported for learner".into()),
+        Check::NonLearner => Ok(()),
+        Check::LinearizableRead => read(ctx, false).await.map_err(|status| status.message().to_string()),
+        Check::SerializableRead => read(ctx, true).await.map_err(|status| status.message().to_string()),
+    }
+}
+
+async fn read(ctx: &Arc<Context>, is_serializable: bool) -> Result<(), Status> {
+    if ctx.shutdown.is_cancelled() {
+        return Err(EtcdError::Stopped.into());
+    }
+    if !is_serializable {
+        ctx.read_barrier().await?;
+    }
+    let request = RangeRequest { key: "\0".into(), limit: 1, keys_only: true, ..Default::default() };
+    ctx.blocking(move |store| store.range(&request)).await.map(|_| ())
+}
+
+/// The query of a URL, as pairs. Values are plain words here, so nothing is decoded.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn of(request: &Request) -> Query {
+        Query::parse(request.uri().query().unwrap_or(""))
+    }
+
+    fn parse(query: &str) -> Query {
+        let pair = |text: &str| {
+            let (name, value) = text.split_once('=').unwrap_or((text, ""));
+            (name.to_string(), value.to_string())
+        };
+        Query(query.split('&').filter(|text| !text.is_empty()).map(pair).collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.first(name).is_some()
+    }
+
+    fn first(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    fn excludes(&self, check: &str) -> bool {
+        self.0.iter().any(|(name, value)| name == "exclude" && value == check)
+    }
+}
+
+fn text(code: StatusCode, body: String) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    (code, headers, body).into_response()
+}
+
+/// As Go's `http.Error`.
+fn error(code: StatusCode, reason: &str) -> Response {
+    text(code, format!("{reason}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_may_exclude_several_checks() {
+        let query = Query::parse("exclude=a&verbose&exclude=b&serializable=true");
+        assert!(query.excludes("a") && query.excludes("b") && !query.excludes("verbose"));
+        assert!(query.has("verbose") && !query.has("a"));
+        assert_eq!(query.first("serializable"), Some("true"));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_is_answered_in_the_clients_way() {
+        let grpc = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))]);
+        let uri = Uri::from_static("/some.Service/Method");
+        let status = Status::from_header_map(not_found(uri.clone(), grpc).await.headers()).unwrap();
+        assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, "unknown service some.Service"));
+        assert_eq!(not_found(uri, HeaderMap::new()).await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn a_member_is_listed_with_etcds_names() {
+        let member = Member {
+            id: 7,
+            peer_urls: vec!["http://a:1".into()],
+            is_learner: false,
+            name: "a".into(),
+            client_urls: vec!["http://a:2".into()],
+        };
+        let text = serde_json::to_string(&member).unwrap();
+        assert_eq!(text, r#"{"id":7,"peerURLs":["http://a:1"],"name":"a","clientURLs":["http://a:2"]}"#);
+    }
+}

@@ -1,0 +1,175 @@
+//! The KV service: reads from the store behind a read barrier, writes through Raft.
+//!
+//! ```text
+//! Range, read-only Txn ── serializable? ──no──> read barrier ──> store
+//! Put, DeleteRange, Txn, Compact ──> propose ──> outcome of applying it here
+//! ```
+//! Source: etcd, `server/etcdserver/v3_server.go`.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::Stream;
+use proto::{
+    command::{command::Op, outcome::Result as Outcome},
+    etcdserverpb::{
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+        RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
+    },
+};
+use storage::RangeCursor;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    admit::{Learner, admit},
+    checks,
+    context::Context,
+};
+
+/// A range that may bring more keys than this is read on a thread that may block.
+const INLINE_KEYS_MAX: i64 = 32;
+const STREAM_PART_BYTES: usize = 512 * 1024;
+/// Parts of a streamed range that wait for the client. When they are full, reading goes on when it has taken one.
+const STREAM_PARTS_AHEAD: usize = 2;
+
+pub struct KvService {
+    ctx: Arc<Context>,
+}
+
+impl KvService {
+    pub fn new(ctx: Arc<Context>) -> Self {
+        KvService { ctx }
+    }
+
+    async fn read_range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+        let is_counted_by_index = request.count_only && request.revision <= 0;
+        let is_short = request.range_end.is_empty() || (1..=INLINE_KEYS_MAX).contains(&request.limit);
+        if is_short || is_counted_by_index {
+            self.ctx.store.range(&request).map_err(|error| self.ctx.read_error(error))
+        } else {
+            self.ctx.blocking(move |store| store.range(&request)).await
+        }
+    }
+
+    fn admit_range(&self, request: &Request<RangeRequest>) -> Result<(), Status> {
+        let learner = if request.get_ref().serializable { Learner::Serves } else { Learner::Refuses };
+        admit(&self.ctx, request.metadata(), learner)
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        self.admit_range(&request)?;
+        let request = request.into_inner();
+        checks::range(&request)?;
+        if !request.serializable {
+            self.ctx.read_barrier().await?;
+        }
+        let mut response = self.read_range(request).await?;
+        self.ctx.stamp(&mut response.header);
+        Ok(Response::new(response))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        self.admit_range(&request)?;
+        let request = request.into_inner();
+        checks::range_stream(&request)?;
+        if !request.serializable {
+            self.ctx.read_barrier().await?;
+        }
+        let cursor = self.ctx.blocking(move |store| store.range_cursor(&request, STREAM_PART_BYTES)).await?;
+        let (sender, receiver) = mpsc::channel(STREAM_PARTS_AHEAD);
+        tokio::spawn(send_parts(self.ctx.clone(), cursor, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let request = request.into_inner();
+        checks::put(&request)?;
+        match self.ctx.propose(Op::Put(request)).await? {
+            Outcome::Put(mut response) => {
+                self.ctx.stamp(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(self.ctx.wrong_outcome("Put", &other)),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let request = request.into_inner();
+        checks::delete_range(&request)?;
+        match self.ctx.propose(Op::DeleteRange(request)).await? {
+            Outcome::DeleteRange(mut response) => {
+                self.ctx.stamp(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(self.ctx.wrong_outcome("DeleteRange", &other)),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let request = request.into_inner();
+        checks::txn(&request, self.ctx.limits.max_txn_ops)?;
+        let mut response = if checks::is_read_only(&request) {
+            if !checks::is_serializable(&request) {
+                self.ctx.read_barrier().await?;
+            }
+            self.ctx.blocking(move |store| store.read_txn(&request)).await?
+        } else {
+            match self.ctx.propose(Op::Txn(request)).await? {
+                Outcome::Txn(response) => response,
+                other => return Err(self.ctx.wrong_outcome("Txn", &other)),
+            }
+        };
+        self.ctx.stamp(&mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let CompactionRequest { revision, physical } = *request.get_ref();
+        let mut response = match self.ctx.propose(Op::Compact(request.into_inner())).await? {
+            Outcome::Compact(response) => response,
+            other => return Err(self.ctx.wrong_outcome("Compact", &other)),
+        };
+        if physical {
+            self.ctx.blocking(move |store| Ok(store.wait_compacted(revision)?)).await?;
+        }
+        self.ctx.stamp(&mut response.header);
+        Ok(Response::new(response))
+    }
+}
+
+/// Reads part after part, each when there is room for it, until all are sent or the client is gone.
+async fn send_parts(
+    ctx: Arc<Context>,
+    mut cursor: RangeCursor,
+    sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
+) {
+    loop {
+        let Ok(place) = sender.reserve().await else { return };
+        let read = ctx.blocking(move |_| cursor.next_part().map(|part| (cursor, part))).await;
+        match read {
+            Ok((_, None)) => return,
+            Ok((rest, Some(mut part))) => {
+                cursor = rest;
+                // Only the part that ends the range has a header.
+                if part.header.is_some() {
+                    ctx.stamp(&mut part.header);
+                }
+                place.send(Ok(RangeStreamResponse { range_response: Some(part) }));
+            }
+            Err(status) => return place.send(Err(status)),
+        }
+    }
+}

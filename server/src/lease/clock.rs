@@ -1,0 +1,230 @@
+//! The lease clock: expires leases while this member leads, and renews them.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use proto::{
+    EtcdError, LeaseId,
+    command::{LeaseCheckpoint, LeaseExpire, command::Op, lease_checkpoint},
+    etcdserverpb::LeaseTimeToLiveResponse,
+};
+use storage::LeaseChange;
+use tokio::sync::Notify;
+use tonic::Status;
+
+use super::{
+    Member,
+    table::{Renewal, Table},
+};
+use crate::context::Context;
+
+/// How many leases one entry expires. Each may have many keys, and all of them are deleted in one go.
+const EXPIRED_MAX: usize = 500;
+/// The pause after a full entry (so etcd's 1000 leases per second at most), and after one that had no effect.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The clock of all leases.
+#[derive(Default)]
+pub struct Clock {
+    table: Mutex<Table>,
+    /// A lease may be due earlier than the task thinks.
+    granted: Notify,
+    /// Leases were revoked, or this member does not lead any more.
+    changed: Notify,
+    member: OnceLock<Arc<dyn Member>>,
+}
+
+impl Clock {
+    /// Before the store is open; see [`Clock::attach`].
+    pub fn new() -> Arc<Clock> {
+        Arc::default()
+    }
+
+    /// Starts the clock, once store and node are there. Within a runtime.
+    pub fn attach(self: &Arc<Self>, context: Arc<Context>) {
+        self.start(context);
+    }
+
+    pub(super) fn start(self: &Arc<Self>, member: Arc<dyn Member>) {
+        assert!(self.member.set(member.clone()).is_ok(), "a clock is attached once");
+        self.reload(member.as_ref());
+        tokio::spawn(self.clone().run(member));
+    }
+
+    /// Takes changes in, from the apply thread.
+    pub fn applied(&self, changes: &[LeaseChange]) {
+        if changes.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut table = self.table.lock();
+        let due = table.next_due();
+        for &change in changes {
+            table.apply(change, now);
+        }
+        let earlier = table.next_due().is_some_and(|next| due.is_none_or(|due| next < due));
+        drop(table);
+        if earlier {
+            self.granted.notify_one();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// The store was replaced by another.
+    pub fn restored(&self) {
+        // Without a member the clock has not started: it will read all leases when it does.
+        if let Some(member) = self.member.get() {
+            self.reload(member.as_ref());
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Leases by expiry, where this member knows it.
+    pub fn ids(&self) -> Vec<LeaseId> {
+        self.table.lock().ids()
+    }
+
+    /// Renews a lease, on the leader. The TTL that it has now, in seconds; 0 when there is no such lease.
+    pub(super) async fn keep_alive(&self, id: LeaseId) -> Result<i64, Status> {
+        let member = self.member()?;
+        let shutdown = member.shutdown();
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let term = self.confirm_leading(member).await?;
+            let renewal = self.table.lock().renew(id, term, Instant::now());
+            match renewal {
+                Renewal::Renewed { ttl } => return Ok(ttl),
+                Renewal::Unknown => return Ok(0),
+                Renewal::NotLeading => return Err(EtcdError::NotLeader.into()),
+                Renewal::Checkpointed => self.clear_checkpoint(member, id, term).await?,
+                // Whether it can be revoked is not certain before it is.
+                Renewal::Expired => tokio::select! {
+                    () = changed => {}
+                    () = shutdown.cancelled() => return Err(EtcdError::Stopped.into()),
+                },
+            }
+        }
+    }
+
+    /// What is left of a lease, on the leader. TTL -1 when there is no such lease.
+    pub(super) async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTimeToLiveResponse, Status> {
+        let member = self.member()?;
+        let term = self.confirm_leading(member).await?;
+        let left = {
+            let table = self.table.lock();
+            if table.leading() != Some(term) {
+                return Err(EtcdError::NotLeader.into());
+            }
+            table.time_left(id, Instant::now())
+        };
+        let mut response = LeaseTimeToLiveResponse { id: id.0, ttl: -1, ..Default::default() };
+        if let Some(time) = left {
+            (response.ttl, response.granted_ttl) = (time.left, time.granted);
+            if keys {
+                response.keys = member.lease_keys(id);
+            }
+        }
+        Ok(response)
+    }
+
+    /// The term in which this member leads, as the clock knows it.
+    #[cfg(test)]
+    pub(super) fn leading(&self) -> Option<u64> {
+        self.table.lock().leading()
+    }
+
+    fn member(&self) -> Result<&dyn Member, Status> {
+        // Not started yet: nobody has elected this member.
+        self.member.get().map(Arc::as_ref).ok_or_else(|| EtcdError::NotLeader.into())
+    }
+
+    fn reload(&self, member: &dyn Member) {
+        // The lock first: what is applied meanwhile comes after, and is not lost.
+        let mut table = self.table.lock();
+        table.replace(member.leases(), Instant::now());
+        drop(table);
+        self.granted.notify_one();
+    }
+
+    /// The term in which this member leads, confirmed by a majority; all that was committed is applied.
+    async fn confirm_leading(&self, member: &dyn Member) -> Result<u64, Status> {
+        let term = self.table.lock().leading().ok_or(EtcdError::NotLeader)?;
+        member.read_index().await?;
+        // A member that has stopped leading asks the new leader, and that succeeds too.
+        let status = member.status();
+        if status.is_leader && status.term == term { Ok(term) } else { Err(EtcdError::NotLeader.into()) }
+    }
+
+    async fn clear_checkpoint(&self, member: &dyn Member, id: LeaseId, term: u64) -> Result<(), Status> {
+        let checkpoints = vec![lease_checkpoint::Entry { id: id.0, remaining_ttl: 0 }];
+        member.propose_as_leader(Op::LeaseCheckpoint(LeaseCheckpoint { checkpoints, term })).await
+    }
+
+    async fn run(self: Arc<Self>, member: Arc<dyn Member>) {
+        let (mut status, shutdown) = (member.watch_status(), member.shutdown());
+        // At most one entry is under way: the next one shall not name the same leases again.
+        let mut expiring: FuturesUnordered<BoxFuture<'_, bool>> = FuturesUnordered::new();
+        let mut paused_until = Instant::now();
+        loop {
+            let term = {
+                let status = status.borrow_and_update();
+                status.is_leader.then_some(status.term)
+            };
+            let due = self.set_leading(term, member.election_timeout()).map(|due| due.max(paused_until));
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                changed = status.changed() => if changed.is_err() {
+                    break;
+                },
+                Some(pause) = expiring.next(), if !expiring.is_empty() => if pause {
+                    paused_until = Instant::now() + PAUSE;
+                },
+                () = self.granted.notified() => {}
+                () = due, if expiring.is_empty() => if let Some(term) = term {
+                    let ids = self.table.lock().due(EXPIRED_MAX, Instant::now());
+                    if !ids.is_empty() {
+                        expiring.push(self.expire(member.as_ref(), ids, term).boxed());
+                    }
+                },
+            }
+        }
+        self.set_leading(None, member.election_timeout());
+    }
+
+    /// Takes in who leads; returns when the next lease is due here.
+    fn set_leading(&self, term: Option<u64>, extension: Duration) -> Option<Instant> {
+        let mut table = self.table.lock();
+        if table.leading() != term {
+            match term {
+                // As in etcd: how long the election took is not known.
+                Some(term) => table.lead(term, extension, Instant::now()),
+                None => table.follow(),
+            }
+            self.changed.notify_waiters();
+        }
+        table.next_due()
+    }
+
+    /// Proposes that these leases expire. Whether a pause is due before the next.
+    async fn expire(&self, member: &dyn Member, ids: Vec<LeaseId>, term: u64) -> bool {
+        let op = Op::LeaseExpire(LeaseExpire { ids: ids.iter().map(|id| id.0).collect(), term });
+        if let Err(error) = member.propose_as_leader(op).await {
+            tracing::warn!(%error, leases = ids.len(), "expired leases could not be revoked yet");
+            return true;
+        }
+        let table = self.table.lock();
+        ids.len() == EXPIRED_MAX || ids.iter().any(|&id| table.contains(id))
+    }
+}

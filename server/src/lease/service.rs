@@ -1,0 +1,254 @@
+//! etcd's Lease service.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt};
+use prost::Message;
+use proto::{
+    EtcdError,
+    command::{command::Op, outcome::Result as Outcome},
+    etcdserverpb::{
+        LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+        LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+        LeaseTimeToLiveResponse, lease_server::Lease,
+    },
+};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{
+    Clock,
+    leader_request::{self, Answer, answer, unknown},
+};
+use crate::{
+    admit::{Learner, admit},
+    context::Context,
+    watch::leader_lost,
+};
+
+/// How long a request may wait, beside two elections. (etcd: `config.go`, ReqTimeout.)
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before the leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Keep-alives of one stream that are under way at a time. They share the confirmation of the leader.
+const KEEP_ALIVES_MAX: usize = 64;
+/// Longest TTL that is granted, in seconds; whoever asks for more is refused when the grant is applied.
+const TTL_MAX: i64 = 9_000_000_000;
+
+#[derive(Clone)]
+pub struct LeaseService {
+    context: Arc<Context>,
+    clock: Arc<Clock>,
+}
+
+impl LeaseService {
+    pub fn new(context: Arc<Context>, clock: Arc<Clock>) -> Self {
+        LeaseService { context, clock }
+    }
+
+    /// Asks the leader, which may be this member; again when it changes meanwhile.
+    async fn ask(&self, request: leader_request::Request) -> Result<Answer, Status> {
+        let node = &self.context.node;
+        let mut status = node.watch_status();
+        let asking = async {
+            loop {
+                status.mark_unchanged();
+                let result = if node.status().is_leader {
+                    answer(&self.clock, request.clone()).await
+                } else {
+                    let answer = node.ask_leader(request.encode_to_vec().into()).await;
+                    answer.and_then(|answer| Answer::decode(answer).map_err(|error| unknown(&error)))
+                };
+                match result {
+                    Err(error) if may_pass(&error) => {}
+                    result => return result,
+                }
+                // An error, that the node is gone, is what asking it tells next.
+                let _ = tokio::time::timeout(RETRY_PAUSE, status.changed()).await;
+            }
+        };
+        let patience = REQUEST_TIMEOUT + 2 * self.context.election_timeout;
+        tokio::select! {
+            answer = tokio::time::timeout(patience, asking) => answer.unwrap_or_else(|_| {
+                let error = if node.status().leader.is_none() { EtcdError::NoLeader } else { EtcdError::Timeout };
+                Err(error.into())
+            }),
+            () = self.context.shutdown.cancelled() => Err(EtcdError::Stopped.into()),
+        }
+    }
+
+    async fn keep_alive(self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+        // Before the lease is renewed: else a client could see it alive at a revision that it was revoked at.
+        let header = self.context.header(self.context.store.revision());
+        let id = request.id;
+        let answer = self.ask(leader_request::Request { keep_alive: Some(request), time_to_live: None }).await?;
+        let ttl = answer.keep_alive.ok_or_else(|| unknown(&"it does not answer a keep-alive"))?;
+        Ok(LeaseKeepAliveResponse { header: Some(header), id, ttl })
+    }
+}
+
+/// Whether asking again, perhaps another leader, may help.
+fn may_pass(error: &Status) -> bool {
+    error.code() == Code::Unavailable || EtcdError::from_message(error.message()) == Some(EtcdError::NotLeader)
+}
+
+/// The shortest TTL that is granted, in seconds: a lease shall outlive an election.
+/// (etcd: `server/etcdserver/server.go`, MinLeaseTTL.)
+fn ttl_min(election_timeout: Duration) -> i64 {
+    let millis = election_timeout.as_millis() as u64 * 3 / 2;
+    millis.div_ceil(1000) as i64
+}
+
+/// A grant as it is replicated: with an id and a TTL that are final.
+fn final_grant(mut grant: LeaseGrantRequest, election_timeout: Duration) -> LeaseGrantRequest {
+    if grant.id == 0 {
+        grant.id = rand::random_range(1..=i64::MAX);
+    }
+    if grant.ttl <= TTL_MAX {
+        grant.ttl = grant.ttl.max(ttl_min(election_timeout));
+    }
+    grant
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        let grant = final_grant(request.into_inner(), self.context.election_timeout);
+        match self.context.propose(Op::LeaseGrant(grant)).await? {
+            Outcome::LeaseGrant(mut response) => {
+                self.context.stamp(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(self.context.wrong_outcome("LeaseGrant", &other)),
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        match self.context.propose(Op::LeaseRevoke(request.into_inner())).await? {
+            Outcome::LeaseRevoke(mut response) => {
+                self.context.stamp(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(self.context.wrong_outcome("LeaseRevoke", &other)),
+        }
+    }
+
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        let leader_lost = leader_lost(&self.context, request.metadata());
+        let service = self.clone();
+        let answers = request.into_inner().map(move |request| {
+            let service = service.clone();
+            async move { service.keep_alive(request?).await }
+        });
+        let (answers, shutdown) = (answers.buffered(KEEP_ALIVES_MAX), self.context.shutdown.clone());
+        Ok(Response::new(Box::pin(until(answers, async move {
+            tokio::select! {
+                () = leader_lost => EtcdError::NoLeader.into(),
+                () = shutdown.cancelled() => EtcdError::Stopped.into(),
+            }
+        }))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        let request = leader_request::Request { keep_alive: None, time_to_live: Some(request.into_inner()) };
+        let answer = self.ask(request).await?.time_to_live;
+        let mut response = answer.ok_or_else(|| unknown(&"it does not answer a time to live"))?;
+        self.context.stamp(&mut response.header);
+        Ok(Response::new(response))
+    }
+
+    /// As in etcd, what this member has applied: not linearizable.
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        let leases = self.clock.ids().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+        let header = Some(self.context.header(self.context.store.revision()));
+        Ok(Response::new(LeaseLeasesResponse { header, leases }))
+    }
+}
+
+/// The stream, ended by the error that `end` yields.
+fn until<T>(
+    stream: impl Stream<Item = Result<T, Status>> + Send,
+    end: impl Future<Output = Status> + Send,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let (stream, end) = (Box::pin(stream), Box::pin(end));
+    futures::stream::unfold(Some((stream, end)), |state| async {
+        let (mut stream, mut end) = state?;
+        tokio::select! {
+            biased;
+            status = &mut end => Some((Err(status), None)),
+            item = stream.next() => match item? {
+                Ok(item) => Some((Ok(item), Some((stream, end)))),
+                Err(status) => Some((Err(status), None)),
+            },
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ELECTION: Duration = Duration::from_millis(1000);
+
+    #[test]
+    fn a_lease_lasts_longer_than_an_election() {
+        assert_eq!(ttl_min(ELECTION), 2);
+        assert_eq!(ttl_min(Duration::from_millis(2000)), 3);
+        assert_eq!(ttl_min(Duration::from_millis(100)), 1);
+        for (asked, granted) in
+            [(-5, 2), (0, 2), (1, 2), (2, 2), (60, 60), (TTL_MAX, TTL_MAX), (TTL_MAX + 1, TTL_MAX + 1)]
+        {
+            assert_eq!(
+                final_grant(LeaseGrantRequest { ttl: asked, id: 7 }, ELECTION),
+                LeaseGrantRequest { ttl: granted, id: 7 }
+            );
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_left_to_the_server_is_positive() {
+        for _ in 0..1000 {
+            assert!(final_grant(LeaseGrantRequest { ttl: 9, id: 0 }, ELECTION).id > 0);
+        }
+    }
+
+    #[test]
+    fn only_a_missing_leader_is_waited_for() {
+        for error in [EtcdError::NoLeader, EtcdError::NotLeader, EtcdError::LeaderChanged, EtcdError::Timeout] {
+            assert!(may_pass(&error.into()));
+        }
+        assert!(!may_pass(&EtcdError::RequestTooManyRequests.into()));
+        assert!(!may_pass(&unknown(&"why")));
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_the_error_and_not_before() {
+        let items = futures::stream::iter([Ok(1), Ok(2)]);
+        let all: Vec<_> = until(items, std::future::pending()).map(Result::unwrap).collect().await;
+        assert_eq!(all, [1, 2]);
+        let none = futures::stream::pending::<Result<i32, Status>>();
+        let all: Vec<_> = until(none, async { EtcdError::NoLeader.into() }).collect().await;
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].as_ref().unwrap_err().message(), "etcdserver: no leader");
+        let failing = futures::stream::iter([Err(Status::internal("no")), Ok(1)]);
+        assert_eq!(until(failing, std::future::pending()).collect::<Vec<_>>().await.len(), 1);
+    }
+}

@@ -1,0 +1,138 @@
+//! The Maintenance service. Source: etcd, `server/etcdserver/api/v3rpc/maintenance.go`.
+
+use std::sync::Arc;
+
+use proto::{
+    EtcdError,
+    command::{command::Op, outcome::Result as Outcome},
+    etcdserverpb::{
+        AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+        DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+        MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+        alarm_request::AlarmAction, maintenance_server::Maintenance,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    ETCD_STORAGE_VERSION, ETCD_VERSION,
+    admit::{Learner, admit},
+    context::Context,
+    unimplemented::{NoStream, unimplemented},
+};
+
+/// etcd's default of `--quota-backend-bytes`.
+const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
+
+pub struct MaintenanceService {
+    ctx: Arc<Context>,
+}
+
+impl MaintenanceService {
+    pub fn new(ctx: Arc<Context>) -> Self {
+        MaintenanceService { ctx }
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let request = request.into_inner();
+        let mut response = if request.action == AlarmAction::Get as i32 {
+            self.ctx.read_barrier().await?;
+            let is_asked =
+                |alarm: &AlarmMember| request.alarm == AlarmType::None as i32 || alarm.alarm == request.alarm;
+            let alarms = self.ctx.store.alarms().into_iter().filter(is_asked).collect();
+            AlarmResponse { alarms, ..Default::default() }
+        } else {
+            match self.ctx.propose(Op::Alarm(request)).await? {
+                Outcome::Alarm(response) => response,
+                other => return Err(self.ctx.wrong_outcome("Alarm", &other)),
+            }
+        };
+        self.ctx.stamp(&mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Serves)?;
+        let size = self.ctx.blocking(|store| Ok(store.size()?)).await?;
+        let status = self.ctx.node.status();
+        let quota = self.ctx.limits.quota_backend_bytes;
+        Ok(Response::new(StatusResponse {
+            header: Some(self.ctx.header(self.ctx.store.revision())),
+            version: ETCD_VERSION.into(),
+            db_size: size.on_disk,
+            leader: status.leader.map_or(0, |leader| leader.0),
+            raft_index: status.committed_index,
+            raft_term: status.term,
+            raft_applied_index: status.applied_index,
+            errors: problems(&status, &self.ctx.store.alarms()),
+            db_size_in_use: size.in_use,
+            is_learner: status.is_learner,
+            storage_version: ETCD_STORAGE_VERSION.into(),
+            db_size_quota: if quota == 0 { DEFAULT_QUOTA_BYTES } else { quota },
+            downgrade_info: Some(DowngradeInfo::default()),
+        }))
+    }
+
+    async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        tracing::info!("starting defragment");
+        self.ctx.blocking(|store| Ok(store.defragment()?)).await?;
+        tracing::info!("finished defragment");
+        Ok(Response::new(DefragmentResponse::default()))
+    }
+
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let (hash, revision) = self.ctx.blocking(|store| store.hash()).await?;
+        Ok(Response::new(HashResponse { header: Some(self.ctx.header(revision)), hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let revision = request.get_ref().revision;
+        let hashed = self.ctx.blocking(move |store| store.hash_kv(revision)).await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.ctx.header(hashed.revision)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.hash_revision,
+        }))
+    }
+
+    type SnapshotStream = NoStream<SnapshotResponse>;
+
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(unimplemented("etcdserverpb.Maintenance/Snapshot"))
+    }
+
+    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        Err(unimplemented("etcdserverpb.Maintenance/MoveLeader"))
+    }
+
+    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        Err(unimplemented("etcdserverpb.Maintenance/Downgrade"))
+    }
+}
+
+/// What Status reports as errors.
+fn problems(status: &raft::Status, alarms: &[AlarmMember]) -> Vec<String> {
+    let leader = status.leader.is_none().then(|| EtcdError::NoLeader.message().to_string());
+    let alarms =
+        alarms.iter().map(|alarm| format!("memberID:{} alarm:{}", alarm.member_id, alarm.alarm().as_str_name()));
+    leader.into_iter().chain(alarms).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_reports_a_missing_leader_and_each_alarm() {
+        let alarms = [AlarmMember { member_id: 7, alarm: AlarmType::Nospace as i32 }];
+        assert_eq!(problems(&raft::Status::default(), &alarms), ["etcdserver: no leader", "memberID:7 alarm:NOSPACE"]);
+    }
+}

@@ -1,0 +1,268 @@
+//! A member's life: everything put together, served, and ended in order.
+//!
+//! ```text
+//! bind listeners ─> data directory ─> store ─> Raft node ─> peers served ─> caught up ─> clients served ─> published
+//! signal ─> listeners close, streams end ─> leadership handed over, log and store flushed ─> exit 0
+//! this node's failure ─> exit 1
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use proto::command::{MemberAttributes, command::Op};
+use storage::Store;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bootstrap::{self, DataDir},
+    compactor,
+    config::{Config, Listen},
+    context::{Context, Fatal},
+    http, lease,
+    metrics::{self, Metrics},
+    observer::Observer,
+    serve::{self, Server},
+    urls, watch,
+};
+
+/// RocksDB's block cache.
+const CACHE_BYTES: usize = 256 * 1024 * 1024;
+/// What open requests get to end in after the signal.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// The node's own part of the shutdown is bounded, too; this is for a disk that hangs.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+
+/// All that is listened on, bound before anything is written.
+struct Listeners {
+    client: Vec<TcpListener>,
+    client_http: Vec<TcpListener>,
+    peer: Vec<TcpListener>,
+    metrics: Vec<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Listeners, serve::BindError> {
+        let bind = |listen: &[Listen]| {
+            listen
+                .iter()
+                .map(|listen| serve::bind(listen, config.connections.reuse_port))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Listeners {
+            peer: bind(&config.listen_peer)?,
+            client: bind(&config.listen_client)?,
+            client_http: bind(&config.listen_client_http)?,
+            metrics: bind(&config.listen_metrics)?,
+        })
+    }
+}
+
+/// Runs until a signal (then all is well) or a failure of this node.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    tracing::info!(
+        etcd_version = crate::ETCD_VERSION,
+        pintle_version = env!("CARGO_PKG_VERSION"),
+        name = config.name,
+        data_dir = %config.data_dir.display(),
+        "starting"
+    );
+    let listeners = Listeners::bind(&config)?;
+    let dir = DataDir::open(&config)?;
+    tracing::info!(
+        local_member_id = %dir.identity.member,
+        cluster_id = %dir.identity.cluster,
+        is_restart = dir.is_restart,
+        "opened the data directory"
+    );
+    let (fatal, mut failures) = Fatal::new();
+    let shutdown = CancellationToken::new();
+    let hub = watch::Hub::new();
+    let clock = lease::Clock::new();
+    let store = open_store(&dir, &hub, &clock).await?;
+    hub.attach(store.clone());
+    let node =
+        raft::Node::start(node_config(&config, &dir)?, store.clone(), lease::leader_handler(clock.clone())).await?;
+    let ctx = Arc::new(Context {
+        store,
+        node: node.clone(),
+        cluster: dir.identity.cluster,
+        member: dir.identity.member,
+        limits: config.limits,
+        watch_progress_interval: config.watch_progress_interval,
+        election_timeout: config.election_timeout,
+        metrics: Metrics::new(config.limits.quota_backend_bytes)?,
+        fatal,
+        shutdown: shutdown.clone(),
+    });
+    clock.attach(ctx.clone());
+
+    let server = Server::new(config.connections, shutdown.clone());
+    for listener in listeners.metrics {
+        server.start(listener, http::metrics_routes(ctx.clone()));
+    }
+    let grpc = serve::grpc_routes(ctx.clone(), hub, clock).await?;
+    let peer = node.peer_routes().prepare().into_axum_router().merge(http::peer_routes(ctx.clone()));
+    // The other members are served until the node has stopped: handing leadership over takes their answers.
+    let peer_stop = CancellationToken::new();
+    let peer_server = Server::new(config.connections, peer_stop.clone());
+    for listener in listeners.peer {
+        peer_server.start(listener, peer.clone());
+    }
+    tokio::spawn(metrics::count_leaders(ctx.metrics.clone(), node.watch_status()));
+    if let Some(retention) = config.retention {
+        tokio::spawn(compactor::run(ctx.clone(), retention));
+    }
+    tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
+
+    let serving = async {
+        wait_until_ready(&ctx).await;
+        let with_http = listeners.client_http.is_empty();
+        for listener in listeners.client {
+            let routes = if with_http { grpc.clone().merge(http::client_routes(ctx.clone())) } else { grpc.clone() };
+            server.start(listener, routes);
+        }
+        for listener in listeners.client_http {
+            server.start(listener, http::client_routes(ctx.clone()));
+        }
+        tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = serving => unreachable!("serving has no end"),
+        signal = signals.next() => tracing::info!(signal, "received a signal; shutting down"),
+        failure = stopped_by(&node, &mut failures) => {
+            shutdown.cancel();
+            bail!("{failure}");
+        }
+    }
+
+    // A second signal is for those who cannot wait.
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        tracing::warn!(signal, "received a second signal; exiting at once");
+        std::process::exit(1);
+    });
+    shutdown.cancel();
+    if tokio::time::timeout(DRAIN_MAX, server.ended()).await.is_err() {
+        tracing::warn!("some client connections are still open; closing them");
+    }
+    let stopped = tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await;
+    peer_stop.cancel();
+    stopped.map_err(|_| anyhow!("the node has not stopped within {} s", SHUTDOWN_MAX.as_secs()))??;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clock>) -> anyhow::Result<Store> {
+    let observer = Arc::new(Observer::new(hub.clone(), clock.clone()));
+    let options = storage::Options { observer, cache_bytes: CACHE_BYTES };
+    let path = dir.store.clone();
+    let store =
+        tokio::task::spawn_blocking(move || Store::open(&path, options)).await.context("opening the store")??;
+    let applied = store.applied();
+    dir.check_log(applied.index)?;
+    tracing::info!(
+        revision = store.revision(),
+        compacted_revision = store.compacted_revision(),
+        keys = store.key_count(),
+        applied_index = applied.index,
+        "opened the store"
+    );
+    Ok(store)
+}
+
+fn node_config(config: &Config, dir: &DataDir) -> anyhow::Result<raft::Config> {
+    // On a restart the log and the store hold the membership.
+    let initial_members =
+        if dir.is_restart && config.cluster.is_existing { Vec::new() } else { bootstrap::initial_members(config)? };
+    Ok(raft::Config {
+        member: dir.identity.member,
+        cluster: dir.identity.cluster,
+        initial_members,
+        data_dir: config.data_dir.clone(),
+        wal_dir: dir.wal.clone(),
+        heartbeat: config.heartbeat,
+        election_timeout: config.election_timeout,
+        snapshot_count: config.snapshot_count,
+        max_request_bytes: config.limits.max_request_bytes,
+    })
+}
+
+/// Waits until this member has applied all that is committed. Clients' connections wait in the listeners' queues
+/// meanwhile; but not without end, since a member without a leader still has health and its own state to tell.
+async fn wait_until_ready(ctx: &Context) {
+    let caught_up = async {
+        let mut status = ctx.node.watch_status();
+        while ctx.node.read_index().await.is_err() {
+            // Worth another try when something has changed; the wait is bounded for changes that came in between.
+            let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
+        }
+    };
+    if tokio::time::timeout(3 * ctx.election_timeout, caught_up).await.is_err() {
+        tracing::warn!("there is no leader yet; only serializable requests are served");
+    }
+}
+
+/// Tells the cluster this member's name and client URLs, until it has worked once. Saying it twice does no harm.
+async fn publish(ctx: Arc<Context>, name: String, client_urls: Vec<String>) {
+    let attributes = MemberAttributes { id: ctx.member.0, name, client_urls };
+    if ctx.store.member_attributes().contains(&attributes) {
+        return;
+    }
+    let mut status = ctx.node.watch_status();
+    loop {
+        let propose = async {
+            // Without Raft the process stops; the proposal tells.
+            let _ = status.wait_for(|status| status.leader.is_some()).await;
+            ctx.propose(Op::MemberAttributes(attributes.clone())).await
+        };
+        let Some(published) = ctx.shutdown.run_until_cancelled(propose).await else { return };
+        match published {
+            Ok(_) => break,
+            Err(error) => {
+                tracing::warn!(error = error.message(), "could not publish the member's name and URLs; trying again")
+            }
+        }
+        let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
+    }
+    tracing::info!(name = attributes.name, "published the member's name and client URLs");
+}
+
+/// Returns why this node cannot go on.
+async fn stopped_by(node: &raft::Node, failures: &mut mpsc::Receiver<String>) -> String {
+    let mut status = node.watch_status();
+    let failed = async {
+        match status.wait_for(|status| status.fatal.is_some()).await {
+            Ok(status) => status.fatal.clone().unwrap_or_default(),
+            Err(_) => "Raft has stopped".into(),
+        }
+    };
+    tokio::select! {
+        reason = failed => reason,
+        Some(reason) = failures.recv() => reason,
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupt",
+            _ = self.terminate.recv() => "terminated",
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The RPCs of etcd that Pintle does not have yet. They are registered, so that a client is told which one is missing.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use proto::{
+    etcdserverpb::{self as pb, auth_server::Auth},
+    v3electionpb::{self, election_server::Election},
+    v3lockpb::{self, lock_server::Lock},
+};
+use tonic::{Request, Response, Status};
+
+/// The type of a stream that is never made.
+pub type NoStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// `rpc` as package, service and method.
+pub fn unimplemented(rpc: &str) -> Status {
+    Status::unimplemented(format!("pintle: {rpc} is not implemented"))
+}
+
+pub struct Missing;
+
+macro_rules! missing {
+    ($service:literal, $trait:ident, $package:ident, { $($head:tt)* }
+     $($method:ident = $name:ident($request:ident) -> $response:ty;)*) => {
+        #[tonic::async_trait]
+        impl $trait for Missing {
+            $($head)*
+            $(async fn $method(&self, _: Request<$package::$request>) -> Result<Response<$response>, Status> {
+                Err(unimplemented(concat!($service, "/", stringify!($name))))
+            })*
+        }
+    };
+}
+
+missing! { "etcdserverpb.Auth", Auth, pb, {}
+    auth_enable = AuthEnable(AuthEnableRequest) -> pb::AuthEnableResponse;
+    auth_disable = AuthDisable(AuthDisableRequest) -> pb::AuthDisableResponse;
+    auth_status = AuthStatus(AuthStatusRequest) -> pb::AuthStatusResponse;
+    authenticate = Authenticate(AuthenticateRequest) -> pb::AuthenticateResponse;
+    user_add = UserAdd(AuthUserAddRequest) -> pb::AuthUserAddResponse;
+    user_get = UserGet(AuthUserGetRequest) -> pb::AuthUserGetResponse;
+    user_list = UserList(AuthUserListRequest) -> pb::AuthUserListResponse;
+    user_delete = UserDelete(AuthUserDeleteRequest) -> pb::AuthUserDeleteResponse;
+    user_change_password = UserChangePassword(AuthUserChangePasswordRequest) -> pb::AuthUserChangePasswordResponse;
+    user_grant_role = UserGrantRole(AuthUserGrantRoleRequest) -> pb::AuthUserGrantRoleResponse;
+    user_revoke_role = UserRevokeRole(AuthUserRevokeRoleRequest) -> pb::AuthUserRevokeRoleResponse;
+    role_add = RoleAdd(AuthRoleAddRequest) -> pb::AuthRoleAddResponse;
+    role_get = RoleGet(AuthRoleGetRequest) -> pb::AuthRoleGetResponse;
+    role_list = RoleList(AuthRoleListRequest) -> pb::AuthRoleListResponse;
+    role_delete = RoleDelete(AuthRoleDeleteRequest) -> pb::AuthRoleDeleteResponse;
+    role_grant_permission = RoleGrantPermission(AuthRoleGrantPermissionRequest) -> pb::AuthRoleGrantPermissionResponse;
+    role_revoke_permission = RoleRevokePermission(AuthRoleRevokePermissionRequest) -> pb::AuthRoleRevokePermissionResponse;
+}
+
+missing! { "v3electionpb.Election", Election, v3electionpb, { type ObserveStream = NoStream<v3electionpb::LeaderResponse>; }
+    campaign = Campaign(CampaignRequest) -> v3electionpb::CampaignResponse;
+    proclaim = Proclaim(ProclaimRequest) -> v3electionpb::ProclaimResponse;
+    leader = Leader(LeaderRequest) -> v3electionpb::LeaderResponse;
+    observe = Observe(LeaderRequest) -> Self::ObserveStream;
+    resign = Resign(ResignRequest) -> v3electionpb::ResignResponse;
+}
+
+missing! { "v3lockpb.Lock", Lock, v3lockpb, {}
+    lock = Lock(LockRequest) -> v3lockpb::LockResponse;
+    unlock = Unlock(UnlockRequest) -> v3lockpb::UnlockResponse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_answer_names_the_rpc() {
+        let status = Auth::user_add(&Missing, Request::new(pb::AuthUserAddRequest::default())).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unimplemented);
+        assert_eq!(status.message(), "pintle: etcdserverpb.Auth/UserAdd is not implemented");
+        let Err(status) = Election::observe(&Missing, Request::new(v3electionpb::LeaderRequest::default())).await
+        else {
+            panic!("Observe answered");
+        };
+        assert_eq!(status.message(), "pintle: v3electionpb.Election/Observe is not implemented");
+    }
+}

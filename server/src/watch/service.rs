@@ -1,0 +1,69 @@
+//! etcd's Watch service.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use proto::{
+    etcdserverpb::{ResponseHeader, WatchRequest},
+    raw::{WatchResponse, watch_server::Watch},
+};
+use storage::StorageError;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Hub, Member, leader_lost, stream};
+use crate::{
+    admit::{Learner, admit},
+    context::Context,
+};
+
+/// What gRPC takes beside the request. (etcd: `v3rpc/grpc.go`, grpcOverheadBytes.)
+const OVERHEAD_BYTES: usize = 512 * 1024;
+/// (etcd: `v3rpc/watch.go`.)
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+pub struct WatchService {
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+}
+
+impl WatchService {
+    pub fn new(context: Arc<Context>, hub: Arc<Hub>) -> Self {
+        WatchService { context, hub }
+    }
+}
+
+#[tonic::async_trait]
+impl Watch for WatchService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let context = &self.context;
+        admit(context, request.metadata(), Learner::Refuses)?;
+        let leader_lost = leader_lost(context, request.metadata());
+        let responses = stream::open(&self.hub, context.clone(), request.into_inner(), leader_lost);
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+impl Member for Context {
+    fn header(&self, revision: i64) -> ResponseHeader {
+        Context::header(self, revision)
+    }
+
+    fn response_bytes_max(&self) -> usize {
+        self.limits.max_request_bytes + OVERHEAD_BYTES
+    }
+
+    fn progress_interval(&self) -> Duration {
+        self.watch_progress_interval.max(PROGRESS_INTERVAL_MIN)
+    }
+
+    fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    fn fatal(&self, error: &StorageError) {
+        self.fatal.report(error);
+    }
+}

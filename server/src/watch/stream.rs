@@ -1,0 +1,195 @@
+//! One stream of watches: a task reads its requests; the response side sends what comes into its outbox.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use proto::{
+    EtcdError, KeyRange,
+    etcdserverpb::{
+        WatchCreateRequest, WatchRequest, watch_create_request::FilterType, watch_request::RequestUnion as Request,
+    },
+    raw::WatchResponse,
+};
+use storage::StorageError;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, Status};
+
+use super::{
+    Hub, Member, catch_up,
+    encode::encode,
+    hub::{Shared, Watches},
+    outbox::{Item, Taken},
+    watcher::{Filter, Watch, Watcher},
+};
+
+/// Opens a stream. It ends when the responses are dropped, with an error when `leader_lost` is ready, when the member
+/// stops or when a request cannot be read; not with the last request.
+pub(super) fn open(
+    hub: &Hub,
+    member: Arc<dyn Member>,
+    requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+    leader_lost: impl Future<Output = ()> + Send + 'static,
+) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + 'static {
+    let (hub, watches) = (hub.shared(), Arc::new(Watches::default()));
+    let gone = CancellationToken::new();
+    let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
+    tokio::spawn(receiver.run(requests, leader_lost, member.shutdown(), member.progress_interval()));
+    let responses = Responses {
+        hub,
+        member,
+        watches,
+        ready: VecDeque::new(),
+        items: VecDeque::new(),
+        lagging: Vec::new(),
+        serve_lagging: false,
+        _gone: gone.drop_guard(),
+    };
+    futures::stream::unfold(Some(responses), |responses| async {
+        let mut responses = responses?;
+        match responses.next().await {
+            Ok(response) => Some((Ok(response), Some(responses))),
+            Err(status) => Some((Err(status), None)),
+        }
+    })
+}
+
+struct Receiver {
+    hub: Arc<Shared>,
+    watches: Arc<Watches>,
+    /// The responses were dropped.
+    gone: CancellationToken,
+}
+
+impl Receiver {
+    async fn run(
+        self,
+        mut requests: impl Stream<Item = Result<WatchRequest, Status>> + Unpin,
+        leader_lost: impl Future<Output = ()>,
+        shutdown: CancellationToken,
+        progress_interval: Duration,
+    ) {
+        // So that the streams of clients that came together do not all tell progress together.
+        let interval = progress_interval.mul_f64(1.0 + rand::random_range(0.0..0.1));
+        let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let outbox = &self.watches.outbox;
+        let mut open = true;
+        tokio::pin!(leader_lost);
+        loop {
+            let request = async {
+                outbox.room().await;
+                requests.next().await
+            };
+            tokio::select! {
+                biased;
+                () = self.gone.cancelled() => return,
+                () = shutdown.cancelled() => return outbox.end(EtcdError::Stopped.into()),
+                () = &mut leader_lost => return outbox.end(EtcdError::NoLeader.into()),
+                _ = ticks.tick() => self.hub.tick(&self.watches),
+                request = request, if open => match request {
+                    Some(Ok(request)) => self.handle(request),
+                    Some(Err(status)) => return outbox.end(read_error(status)),
+                    // As in etcd the watches go on.
+                    None => open = false,
+                },
+            }
+        }
+    }
+
+    /// (etcd: `v3rpc/watch.go`, recvLoop.)
+    fn handle(&self, request: WatchRequest) {
+        match request.request_union {
+            Some(Request::CreateRequest(create)) if create.start_revision < 0 => {
+                let (reason, revision) = (EtcdError::Compacted.message(), self.hub.history().revision());
+                self.watches.outbox.answer(Item::Refused { reason, revision });
+            }
+            Some(Request::CreateRequest(create)) => self.hub.watch(&self.watches, watch(create)),
+            Some(Request::CancelRequest(cancel)) => self.hub.cancel(&self.watches, cancel.watch_id),
+            Some(Request::ProgressRequest(_)) => self.hub.request_progress(&self.watches),
+            None => tracing::debug!("a watch request of an unknown kind is passed over"),
+        }
+    }
+}
+
+fn watch(create: WatchCreateRequest) -> Watch {
+    let filter = |kind: FilterType| create.filters.contains(&(kind as i32));
+    let filter = Filter { no_put: filter(FilterType::Noput), no_delete: filter(FilterType::Nodelete) };
+    // The smallest key there is.
+    let key = if create.key.is_empty() { Bytes::from_static(b"\0") } else { create.key };
+    Watch {
+        id: create.watch_id,
+        range: KeyRange::new(key, create.range_end),
+        start: create.start_revision,
+        filter,
+        previous: create.prev_kv,
+        fragment: create.fragment,
+        progress: create.progress_notify,
+    }
+}
+
+fn read_error(status: Status) -> Status {
+    if status.code() == Code::Cancelled { EtcdError::WatchCanceled.into() } else { status }
+}
+
+struct Responses {
+    hub: Arc<Shared>,
+    member: Arc<dyn Member>,
+    watches: Arc<Watches>,
+    /// To be sent at once.
+    ready: VecDeque<WatchResponse>,
+    /// To be encoded.
+    items: VecDeque<Item>,
+    /// To be brought up to date. All that went to these before has been sent when both of the above are empty.
+    lagging: Vec<Arc<Watcher>>,
+    /// Whether it is their turn: they and the outbox alternate.
+    serve_lagging: bool,
+    _gone: DropGuard,
+}
+
+impl Responses {
+    async fn next(&mut self) -> Result<WatchResponse, Status> {
+        loop {
+            if let Some(response) = self.ready.pop_front() {
+                return Ok(response);
+            }
+            if let Some(item) = self.items.pop_front() {
+                if let Item::Events(delivery) = &item {
+                    delivery.watcher.sent_events();
+                }
+                let history = self.hub.history().as_ref();
+                encode(item, self.member.as_ref(), history, &mut self.ready).map_err(|error| self.fatal(&error))?;
+                continue;
+            }
+            if self.serve_lagging && !self.lagging.is_empty() {
+                self.serve_lagging = false;
+                let deliveries = catch_up::catch_up(&self.hub, &self.watches, &mut self.lagging).await;
+                self.items.extend(deliveries.map_err(|error| self.fatal(&error))?.into_iter().map(Item::Events));
+                continue;
+            }
+            match self.watches.outbox.take() {
+                Taken::Ended(status) => return Err(status),
+                Taken::Items { items, mut lagging } => {
+                    self.items = items;
+                    self.lagging.append(&mut lagging);
+                    self.serve_lagging = true;
+                }
+            }
+            if self.items.is_empty() && self.lagging.is_empty() {
+                self.watches.outbox.filled().await;
+            }
+        }
+    }
+
+    fn fatal(&self, error: &StorageError) -> Status {
+        self.member.fatal(error);
+        EtcdError::Stopped.into()
+    }
+}
+
+impl Drop for Responses {
+    fn drop(&mut self) {
+        self.hub.remove(&self.watches);
+    }
+}

@@ -1,0 +1,128 @@
+//! A member as a process of its own, in a directory of its own.
+
+#![allow(dead_code)] // Each test file uses a part of it.
+
+use std::{
+    cell::RefCell,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+const READY: &str = "ready to serve client requests";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Member {
+    pub dir: PathBuf,
+    pub client: u16,
+    pub peer: u16,
+    process: Child,
+    log: mpsc::Receiver<String>,
+    seen: RefCell<Vec<String>>,
+}
+
+/// Ports that were free a moment ago.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.each_ref().map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// The command line of a single member.
+pub fn command(dir: &Path, client: u16, peer: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pintle"));
+    command.args([
+        format!("--data-dir={}", dir.display()),
+        format!("--listen-client-urls=http://127.0.0.1:{client}"),
+        format!("--advertise-client-urls=http://127.0.0.1:{client}"),
+        format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+        format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+    ]);
+    command
+}
+
+/// Runs a member that is to refuse, up to its end.
+pub fn refusal(command: &mut Command) -> (i32, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code().expect("it exits"), String::from_utf8(stderr).unwrap())
+}
+
+impl Member {
+    pub fn start(dir: &Path, arguments: &[&str]) -> Member {
+        let [client, peer] = free_ports();
+        Member::start_on(dir, client, peer, arguments)
+    }
+
+    /// Returns when it serves clients.
+    pub fn start_on(dir: &Path, client: u16, peer: u16, arguments: &[&str]) -> Member {
+        let mut command = command(dir, client, peer);
+        let mut process = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let (sender, log) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let member = Member { dir: dir.into(), client, peer, process, log, seen: RefCell::default() };
+        member.wait_for_log(READY);
+        member
+    }
+
+    /// The first line of the log that holds `text`; waits for it.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        let mut seen = self.seen.borrow_mut();
+        if let Some(line) = seen.iter().find(|line| line.contains(text)) {
+            return line.clone();
+        }
+        while let Ok(line) = self.log.recv_timeout(PATIENCE) {
+            seen.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+        panic!("the log does not say {text:?}, but:\n{}", seen.join("\n"));
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(self.client, path)
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the process is a child that has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(self.process.id() as i32, signal) }, 0);
+    }
+
+    /// Asks it to stop; returns the exit code.
+    pub fn stop(self) -> Option<i32> {
+        self.signal(libc::SIGTERM);
+        self.exit_code()
+    }
+
+    /// Waits for its end.
+    pub fn exit_code(mut self) -> Option<i32> {
+        self.process.wait().unwrap().code()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // It has ended already where the test stopped it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// HTTP/1.1 GET: code and body.
+pub fn get(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, body.into())
+}
