@@ -339,7 +339,7 @@ fn check_fit(log: &Log, store: &Store, config: &Config) -> Result<(), StartError
         return Err(StartError::Damaged(LogError::damaged(&path, offset, detail).to_string()));
     }
     if log.purged() > applied {
-        let path = config.data_dir.join("member").join("db");
+        let path = config.data_dir.join("member").join("store");
         let detail = format!(
             "the store has applied entry {applied:?}, but the log begins behind {:?}: files of the store are missing",
             log.purged()

@@ -183,7 +183,8 @@ pub fn is_serializable(request: &TxnRequest) -> bool {
     ranges(request).all(|range| range.is_some_and(|range| range.serializable))
 }
 
-fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
+/// The operations of both branches; None for each that is no range.
+pub fn ranges(request: &TxnRequest) -> impl Iterator<Item = Option<&RangeRequest>> {
     request.success.iter().chain(&request.failure).map(|op| match &op.request {
         Some(Request::RequestRange(range)) => Some(range),
         _ => None,

@@ -13,6 +13,8 @@ use crate::{
 
 /// etcd's bound, so that nobody waits forever for a leader.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+/// What 0 stands for in `--quota-backend-bytes`.
+const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -92,6 +94,9 @@ pub enum ConfigError {
 /// The logging flags. They are read first, so that the rest can be complained about in the log.
 pub fn logging(flags: &Flags) -> Result<Logging, ConfigError> {
     let error = |flag, takes| ConfigError::Value { flag, value: flags.get(flag).into(), takes };
+    if flags.get("logger") != "zap" {
+        return Err(error("logger", "zap"));
+    }
     Ok(Logging {
         level: logging::level(flags.get("log-level"))
             .ok_or_else(|| error("log-level", "debug, info, warn, error, panic or fatal"))?,
@@ -145,7 +150,10 @@ impl Config {
             limits: Limits {
                 max_request_bytes: number(flags, "max-request-bytes")?,
                 max_txn_ops: number(flags, "max-txn-ops")?,
-                quota_backend_bytes: number(flags, "quota-backend-bytes")?,
+                quota_backend_bytes: match number(flags, "quota-backend-bytes")? {
+                    0 => DEFAULT_QUOTA_BYTES,
+                    bytes => bytes,
+                },
             },
             connections: Connections {
                 max_concurrent_streams: number(flags, "max-concurrent-streams")?,

@@ -68,12 +68,13 @@ flags! {
     Value Taken "auto-compaction-retention" = "0", "history to keep: hours or a duration, or revisions (0: never compact)";
     Value Taken "watch-progress-notify-interval" = "10m", "time between progress notifications of idle watches";
     Value Taken "listen-metrics-urls" = "", "where to serve /metrics and /health as well";
+    Value Taken "logger" = "zap", "zap, the one there is";
     Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
     Value Taken "log-format" = "json", "json or console";
     Value Taken "log-outputs" = "default", "default, stderr, stdout or file paths, separated by commas";
     Bool  Taken "version" = "false", "print the version and exit";
 
-    Value NoMeaning "logger" = "zap", "";
+    Value NoMeaning "v2-deprecation" = "write-only", "";
     Value NoMeaning "metrics" = "basic", "";
     Bool  NoMeaning "pre-vote" = "true", "";
     Bool  NoMeaning "strict-reconfig-check" = "true", "";
@@ -90,11 +91,6 @@ flags! {
     Bool  NoMeaning "enable-grpc-gateway" = "true", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";
-    Value NoMeaning "feature-gates" = "", "";
-    Value NoMeaning "corrupt-check-time" = "0s", "";
-    Value NoMeaning "compact-hash-check-time" = "1m", "";
-    Bool  NoMeaning "initial-corrupt-check" = "false", "";
-    Bool  NoMeaning "compact-hash-check-enabled" = "false", "";
     Bool  NoMeaning "enable-lease-checkpoint" = "false", "";
     Bool  NoMeaning "enable-lease-checkpoint-persist" = "false", "";
     Value NoMeaning "compaction-batch-limit" = "1000", "";
@@ -109,26 +105,6 @@ flags! {
     Bool  NoMeaning "unsafe-no-fsync" = "false", "";
     Bool  NoMeaning "enable-v2" = "false", "";
     Bool  NoMeaning "enable-pprof" = "false", "";
-    Bool  NoMeaning "enable-log-rotation" = "false", "";
-    Value NoMeaning "log-rotation-config-json" = "", "";
-    Bool  NoMeaning "enable-distributed-tracing" = "false", "";
-    Value NoMeaning "distributed-tracing-address" = "", "";
-    Value NoMeaning "distributed-tracing-service-name" = "", "";
-    Value NoMeaning "distributed-tracing-instance-id" = "", "";
-    Value NoMeaning "distributed-tracing-sampling-rate" = "0", "";
-    Value NoMeaning "auth-token-ttl" = "300", "";
-    Value NoMeaning "bcrypt-cost" = "10", "";
-    Value NoMeaning "self-signed-cert-validity" = "1", "";
-    Value NoMeaning "cipher-suites" = "", "";
-    Value NoMeaning "tls-min-version" = "TLS1.2", "";
-    Value NoMeaning "tls-max-version" = "", "";
-    Value NoMeaning "discovery-dial-timeout" = "2s", "";
-    Value NoMeaning "discovery-request-timeout" = "5s", "";
-    Value NoMeaning "discovery-keepalive-time" = "2s", "";
-    Value NoMeaning "discovery-keepalive-timeout" = "6s", "";
-    Bool  NoMeaning "discovery-insecure-transport" = "true", "";
-    Bool  NoMeaning "discovery-insecure-skip-tls-verify" = "false", "";
-    Value NoMeaning "discovery-fallback" = "exit", "";
 
     Value Missing "auth-token" = "simple", "";
     Value Missing "cors" = "*", "";
@@ -166,6 +142,31 @@ flags! {
     Value Missing "discovery-proxy" = "", "";
     Value Missing "discovery-srv" = "", "";
     Value Missing "discovery-srv-name" = "", "";
+    Value Missing "feature-gates" = "", "";
+    Bool  Missing "enable-log-rotation" = "false", "";
+    Value Missing "log-rotation-config-json" = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, "";
+    Bool  Missing "enable-distributed-tracing" = "false", "";
+    Value Missing "distributed-tracing-address" = "localhost:4317", "";
+    Value Missing "distributed-tracing-service-name" = "etcd", "";
+    Value Missing "distributed-tracing-instance-id" = "", "";
+    Value Missing "distributed-tracing-sampling-rate" = "0", "";
+    Value Missing "corrupt-check-time" = "0s", "";
+    Value Missing "compact-hash-check-time" = "1m", "";
+    Bool  Missing "initial-corrupt-check" = "false", "";
+    Bool  Missing "compact-hash-check-enabled" = "false", "";
+    Value Missing "auth-token-ttl" = "300", "";
+    Value Missing "bcrypt-cost" = "10", "";
+    Value Missing "cipher-suites" = "", "";
+    Value Missing "tls-min-version" = "TLS1.2", "";
+    Value Missing "tls-max-version" = "", "";
+    Value Missing "self-signed-cert-validity" = "1", "";
+    Value Missing "discovery-dial-timeout" = "2s", "";
+    Value Missing "discovery-request-timeout" = "5s", "";
+    Value Missing "discovery-keepalive-time" = "2s", "";
+    Value Missing "discovery-keepalive-timeout" = "6s", "";
+    Bool  Missing "discovery-insecure-transport" = "true", "";
+    Bool  Missing "discovery-insecure-skip-tls-verify" = "false", "";
+    Value Missing "discovery-fallback" = "exit", "";
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

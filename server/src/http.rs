@@ -71,7 +71,7 @@ pub fn metrics_routes(ctx: Arc<Context>) -> Router {
             routes = routes.route(&format!("/{kind}/{}", check.name()), get(handler));
         }
     }
-    routes.with_state(ctx)
+    routes.method_not_allowed_fallback(method_not_allowed).with_state(ctx)
 }
 
 /// The endpoints on the peer listeners, beside what members say to each other.
@@ -87,6 +87,10 @@ pub async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
         return Status::unimplemented(format!("unknown service {service}")).into_http();
     }
     error(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+async fn method_not_allowed() -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
 }
 
 /// etcd's fields in etcd's order, and Pintle's own.

@@ -44,11 +44,20 @@ impl KvService {
 
     async fn read_range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
         let is_counted_by_index = request.count_only && request.revision <= 0;
-        let is_short = request.range_end.is_empty() || (1..=INLINE_KEYS_MAX).contains(&request.limit);
-        if is_short || is_counted_by_index {
+        if is_short(&request) || is_counted_by_index {
             self.ctx.store.range(&request).map_err(|error| self.ctx.read_error(error))
         } else {
             self.ctx.blocking(move |store| store.range(&request)).await
+        }
+    }
+
+    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
+        let compares_keys = request.compare.iter().all(|compare| compare.range_end.is_empty());
+        let keys = request.compare.len() + request.success.len().max(request.failure.len());
+        if compares_keys && keys <= INLINE_KEYS_MAX as usize && checks::ranges(&request).flatten().all(is_single) {
+            self.ctx.store.read_txn(&request).map_err(|error| self.ctx.read_error(error))
+        } else {
+            self.ctx.blocking(move |store| store.read_txn(&request)).await
         }
     }
 
@@ -124,7 +133,7 @@ impl Kv for KvService {
             if !checks::is_serializable(&request) {
                 self.ctx.read_barrier().await?;
             }
-            self.ctx.blocking(move |store| store.read_txn(&request)).await?
+            self.read_txn(request).await?
         } else {
             match self.ctx.propose(Op::Txn(request)).await? {
                 Outcome::Txn(response) => response,
@@ -148,6 +157,16 @@ impl Kv for KvService {
         self.ctx.stamp(&mut response.header);
         Ok(Response::new(response))
     }
+}
+
+fn is_single(request: &RangeRequest) -> bool {
+    request.range_end.is_empty()
+}
+
+/// Sorts and filters read the whole range, whatever the limit.
+fn is_short(request: &RangeRequest) -> bool {
+    let is_limited = (1..=INLINE_KEYS_MAX).contains(&request.limit) && checks::range_stream(request).is_ok();
+    is_single(request) || is_limited
 }
 
 /// Reads part after part, each when there is room for it, until all are sent or the client is gone.

@@ -41,7 +41,7 @@ mod unimplemented;
 mod urls;
 mod watch;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use config::Config;
 use flags::{FlagError, Flags};
@@ -50,6 +50,9 @@ use flags::{FlagError, Flags};
 pub const ETCD_VERSION: &str = "3.7.1";
 pub const ETCD_STORAGE_VERSION: &str = "3.7.0";
 pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// What tasks get to end in once all is stopped.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let environment =
@@ -98,8 +101,8 @@ fn main() -> ExitCode {
 fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(start::run(config));
-    // A read that still blocks has nobody to answer any more.
-    runtime.shutdown_background();
+    // So that the store is closed before the process ends; a read that still blocks then has nobody to answer.
+    runtime.shutdown_timeout(CLOSE_MAX);
     ended
 }
 

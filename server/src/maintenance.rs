@@ -21,9 +21,6 @@ use crate::{
     unimplemented::{NoStream, unimplemented},
 };
 
-/// etcd's default of `--quota-backend-bytes`.
-const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
-
 pub struct MaintenanceService {
     ctx: Arc<Context>,
 }
@@ -59,7 +56,6 @@ impl Maintenance for MaintenanceService {
         admit(&self.ctx, request.metadata(), Learner::Serves)?;
         let size = self.ctx.blocking(|store| Ok(store.size()?)).await?;
         let status = self.ctx.node.status();
-        let quota = self.ctx.limits.quota_backend_bytes;
         Ok(Response::new(StatusResponse {
             header: Some(self.ctx.header(self.ctx.store.revision())),
             version: ETCD_VERSION.into(),
@@ -72,7 +68,7 @@ impl Maintenance for MaintenanceService {
             db_size_in_use: size.in_use,
             is_learner: status.is_learner,
             storage_version: ETCD_STORAGE_VERSION.into(),
-            db_size_quota: if quota == 0 { DEFAULT_QUOTA_BYTES } else { quota },
+            db_size_quota: self.ctx.limits.quota_backend_bytes,
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }

@@ -178,9 +178,10 @@ async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clo
 }
 
 fn node_config(config: &Config, dir: &DataDir) -> anyhow::Result<raft::Config> {
-    // On a restart the log and the store hold the membership.
-    let initial_members =
-        if dir.is_restart && config.cluster.is_existing { Vec::new() } else { bootstrap::initial_members(config)? };
+    // On a restart the log and the store hold the membership, and the flags need not.
+    let described = bootstrap::initial_members(config)?;
+    let is_own = described.iter().any(|member| member.id == dir.identity.member);
+    let initial_members = if is_own { described } else { Vec::new() };
     Ok(raft::Config {
         member: dir.identity.member,
         cluster: dir.identity.cluster,

@@ -15,6 +15,10 @@ use proto::{
     },
 };
 use tonic::{Code, Request, Status, transport::Channel};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 struct Served {
     member: Member,
@@ -177,4 +181,29 @@ async fn the_member_tells_who_it_is_and_what_it_lacks() {
     let mut with_leader = Request::new(range("k", ""));
     with_leader.metadata_mut().insert("hasleader", "true".parse().unwrap());
     kv.range(with_leader).await.unwrap();
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let Served { channel, member: _running, .. } = serve(dir.path(), &[]).await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let serving = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(serving.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+
+    let list = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices("".into())),
+        ..Default::default()
+    };
+    let mut reflection = ServerReflectionClient::new(channel.clone());
+    let mut answers = reflection.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(services)) = answer else { panic!("{answer:?}") };
+    let names: Vec<&str> = services.service.iter().map(|service| service.name.as_str()).collect();
+    for name in ["etcdserverpb.KV", "etcdserverpb.Watch", "etcdserverpb.Lease", "v3lockpb.Lock"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+
+    let mut v1alpha = tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    v1alpha.server_reflection_info(tokio_stream::empty()).await.unwrap();
 }

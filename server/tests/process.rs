@@ -132,3 +132,41 @@ fn a_directory_of_another_member_is_refused() {
     assert_eq!(code, 1);
     assert!(text.contains("belongs to member"), "{text}");
 }
+
+#[test]
+fn a_damaged_store_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &[]);
+    let (client, peer) = (member.client, member.peer);
+    assert_eq!(member.stop(), Some(0));
+    let mut damaged = 0;
+    for generation in fs::read_dir(dir.path().join("member/store")).unwrap() {
+        let generation = generation.unwrap().path();
+        let files = generation.is_dir().then(|| fs::read_dir(generation).unwrap());
+        for file in files.into_iter().flatten().map(|file| file.unwrap().path()) {
+            if file.extension().is_some_and(|extension| extension == "sst") {
+                let mut bytes = fs::read(&file).unwrap();
+                bytes[..32].iter_mut().for_each(|byte| *byte ^= 0xff);
+                fs::write(&file, bytes).unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0, "the store has files after an orderly stop");
+    let (code, text) = refusal(&mut command(dir.path(), client, peer));
+    assert_eq!(code, 1);
+    assert!(text.contains("damaged") && text.contains("member/store"), "{text}");
+}
+
+#[test]
+fn the_log_goes_where_it_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let outputs = format!("--log-outputs=stderr,{}", log.display());
+    let member = Member::start(&dir.path().join("data"), &[&outputs, "--log-format=console", "--max-wals=3"]);
+    let warning = member.wait_for_log("--max-wals");
+    assert!(warning.contains("\twarn\t"), "{warning}");
+    assert_eq!(member.stop(), Some(0));
+    let written = fs::read_to_string(log).unwrap();
+    assert!(written.contains("ready to serve client requests") && written.contains(&warning), "{written}");
+}

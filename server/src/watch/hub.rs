@@ -161,8 +161,10 @@ impl Shared {
     /// Begins a watch: answers, then what it has to see.
     pub fn watch(&self, watches: &Watches, mut watch: Watch) {
         let mut synced = self.synced.lock();
+        // Before the store is asked: whoever begins after what the store has now may not miss what comes meanwhile.
         let mut state = watches.state.lock();
         let revision = self.history().revision();
+        synced.skip_to(self.recent.lock().revision());
         let refuse = |reason| watches.outbox.answer(Item::Refused { reason, revision });
         if watch.range.is_empty() {
             return refuse("mvcc: watcher range is empty");
@@ -274,6 +276,9 @@ impl Shared {
         };
         let revision = recent.revision();
         drop(recent);
+        if complete {
+            synced.skip_to(to);
+        }
 
         let (mut watchers, mut rest) = (Vec::new(), Vec::new());
         let mut behind = Vec::new();
@@ -301,10 +306,7 @@ impl Shared {
 
     /// Adds a watcher that has seen, or need not see, all up to the position.
     fn join(&self, synced: &mut Synced, watcher: Arc<Watcher>) {
-        if synced.count == 0 {
-            // The thread may have slept since the last one left.
-            synced.position = synced.position.max(self.recent.lock().revision());
-        }
+        assert!(watcher.next() > synced.position, "{} is delivered already", watcher.next());
         watcher.set_synced(true);
         let before = synced.ranges.entry(&watcher.watch.range).insert(watcher.serial, watcher);
         assert!(before.is_none(), "a watcher joins once");
@@ -381,6 +383,13 @@ impl Shared {
 }
 
 impl Synced {
+    /// Where nobody is synced, nothing up to `revision` has to be delivered: the thread may have slept meanwhile.
+    fn skip_to(&mut self, revision: i64) {
+        if self.count == 0 {
+            self.position = self.position.max(revision);
+        }
+    }
+
     /// Delivers; returns the watchers whose outbox had no room.
     fn hand_out(&mut self, batches: &[Arc<Batch>]) -> Vec<Arc<Watcher>> {
         let from = self.position + 1;

@@ -11,9 +11,12 @@ async fn a_client_that_reads_slowly_misses_nothing() {
     client.create_all(0);
     client.created().await;
     // More than its outbox takes, and less than what is kept in memory.
-    for _ in 0..150 {
+    for revision in 2..=151 {
         hub.applied(history.put("k", KIB_64));
+        eventually("it is delivered, or the watch lags", || hub.position() == revision || hub.synced_count() == 0)
+            .await;
     }
+    assert_eq!(hub.synced_count(), 0);
     client.sees_each_revision(2, 151).await;
     assert_eq!(*history.reads.lock(), 0);
     eventually("it is synced again", || hub.synced_count() == 1).await;
@@ -33,6 +36,43 @@ async fn a_client_that_is_further_behind_than_memory_reaches_reads_the_history()
     client.sees_each_revision(2, 601).await;
     assert!(*history.reads.lock() > 0);
     eventually("it is synced again", || hub.synced_count() == 1).await;
+}
+
+#[tokio::test]
+async fn more_events_in_memory_than_are_read_in_one_go_come_without_a_gap() {
+    let (hub, history) = hub_at(0);
+    for _ in 0..6000 {
+        hub.applied(history.put("k", Bytes::new()));
+    }
+    let mut client = Client::open(&hub, TestMember::new());
+    client.create_all(2);
+    client.created().await;
+    client.sees_each_revision(2, 6001).await;
+    assert_eq!(*history.reads.lock(), 0);
+}
+
+#[tokio::test]
+async fn a_watch_from_now_on_leaves_out_what_readers_saw_before_the_hub() {
+    let (hub, history) = hub_at(0);
+    let seen = history.put("k", Bytes::new());
+    let mut client = Client::open(&hub, TestMember::new());
+    client.create_all(0);
+    assert_eq!(client.created().await.header.unwrap().revision, 2);
+    hub.applied(seen);
+    hub.applied(history.put("k", Bytes::new()));
+    client.sees_each_revision(3, 3).await;
+}
+
+#[tokio::test]
+async fn a_watch_from_now_on_sees_what_is_applied_while_it_begins() {
+    let (hub, history) = hub_at(0);
+    hub.applied(history.put("k", Bytes::new()));
+    let (writer, other_hub) = (history.clone(), hub.clone());
+    *history.after_revision.lock() = Some(Box::new(move || other_hub.applied(writer.put("k", Bytes::new()))));
+    let mut client = Client::open(&hub, TestMember::new());
+    client.create_all(0);
+    assert_eq!(client.created().await.header.unwrap().revision, 2);
+    client.sees_each_revision(3, 3).await;
 }
 
 #[tokio::test]

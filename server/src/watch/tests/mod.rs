@@ -76,6 +76,8 @@ pub struct TestHistory {
     compacted: Mutex<i64>,
     /// Reads of the history so far.
     pub reads: Mutex<usize>,
+    /// Done once, right after the revision was read.
+    pub after_revision: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl TestHistory {
@@ -102,7 +104,12 @@ impl TestHistory {
 
 impl History for TestHistory {
     fn revision(&self) -> i64 {
-        self.events.read().len() as i64 + 1
+        let revision = self.events.read().len() as i64 + 1;
+        let act = self.after_revision.lock().take();
+        if let Some(act) = act {
+            act();
+        }
+        revision
     }
 
     fn compacted(&self) -> i64 {
