@@ -162,9 +162,9 @@ impl Shared {
     pub fn watch(&self, watches: &Watches, mut watch: Watch) {
         let mut synced = self.synced.lock();
         // Before the store is asked: whoever begins after what the store has now may not miss what comes meanwhile.
+        synced.skip_to(self.recent.lock().revision());
         let mut state = watches.state.lock();
         let revision = self.history().revision();
-        synced.skip_to(self.recent.lock().revision());
         let refuse = |reason| watches.outbox.answer(Item::Refused { reason, revision });
         if watch.range.is_empty() {
             return refuse("mvcc: watcher range is empty");
