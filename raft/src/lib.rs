@@ -17,7 +17,6 @@
 
 mod convert;
 mod log;
-mod metrics;
 mod network;
 mod node;
 mod propose;
@@ -26,12 +25,11 @@ mod state_machine;
 mod status;
 mod types;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{ClusterId, MemberId};
 
-pub use metrics::{FSYNC_BUCKETS, FsyncDurations, Metrics};
 pub use node::Node;
 
 /// A member of the cluster.
@@ -58,8 +56,11 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Entries between two looks at whether the log can be cut.
     pub snapshot_count: u64,
-    pub max_request_bytes: usize,
+    /// Told how long each sync of the log took.
+    pub log_synced: LogSynced,
 }
+
+pub type LogSynced = Arc<dyn Fn(Duration) + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -14,7 +14,6 @@ use tokio::{
 use crate::{
     Config, LeaderHandler, Member, RaftError, StartError, Status,
     log::{Log, LogError},
-    metrics::Metrics,
     network::{client::Peers, server::PeerService, transfer},
     propose::{Fate, Overloaded, Proposer},
     read_index::ReadIndex,
@@ -50,7 +49,6 @@ struct Inner {
     applied: watch::Receiver<u64>,
     snapshots: Arc<transfer::Folder>,
     leader_handler: Arc<dyn LeaderHandler>,
-    metrics: Arc<Metrics>,
 }
 
 impl Node {
@@ -64,9 +62,8 @@ impl Node {
         store: Store,
         leader_handler: Arc<dyn LeaderHandler>,
     ) -> Result<Node, StartError> {
-        let metrics = Arc::new(Metrics::default());
-        let (wal_dir, of_log) = (config.wal_dir.clone(), metrics.clone());
-        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, of_log));
+        let (wal_dir, synced) = (config.wal_dir.clone(), config.log_synced.clone());
+        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, synced));
         let log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
             LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
             LogError::Io { .. } => StartError::Io(error.to_string()),
@@ -91,8 +88,8 @@ impl Node {
             }
         }
 
-        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout, metrics.clone());
-        let proposer = Proposer::start(raft.clone(), peers.clone(), leadership.clone(), metrics.clone());
+        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout);
+        let proposer = Proposer::start(raft.clone(), peers.clone(), leadership.clone());
         let reads = ReadIndex::start(raft.clone(), peers.clone(), leadership.clone(), 2 * config.election_timeout);
         let inner = Inner {
             member: config.member.0,
@@ -108,7 +105,6 @@ impl Node {
             applied,
             snapshots,
             leader_handler,
-            metrics,
         };
         Ok(Node { inner: Arc::new(inner) })
     }
@@ -116,14 +112,7 @@ impl Node {
     /// Replicates one encoded `command::Command` and gives its outcome. Resolves when it is applied on this member, so
     /// that a read that follows here sees it.
     pub async fn propose(&self, command: Bytes) -> Result<Outcome, RaftError> {
-        let result = self.propose_until(command, self.deadline()).await;
-        if result.is_err() {
-            self.inner.metrics.proposals_failed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        result
-    }
-
-    async fn propose_until(&self, command: Bytes, deadline: Instant) -> Result<Outcome, RaftError> {
+        let deadline = self.deadline();
         loop {
             let mut status = self.inner.leadership.watch();
             status.mark_unchanged();
@@ -236,11 +225,6 @@ impl Node {
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
         tonic::service::Routes::new(service)
-    }
-
-    /// What the node counts of itself.
-    pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
     }
 
     /// Hands leadership to `to`, or to the voter whose log is nearest to this one's.

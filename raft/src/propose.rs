@@ -8,7 +8,10 @@
 //! There is no timer: a batch is what came while the one before was handed over. A proposal that was certainly not
 //! taken is proposed again when there is a leader; one whose fate is unknown never is.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -20,7 +23,6 @@ use proto::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    metrics::Metrics,
     network::client::Peers,
     status::Leadership,
     types::{Command, Raft, TypeConfig, position},
@@ -48,33 +50,33 @@ type Waiting = (Bytes, oneshot::Sender<Fate>);
 pub struct Proposer {
     raft: Raft,
     queue: mpsc::Sender<Waiting>,
-    metrics: Arc<Metrics>,
+    pending: Arc<AtomicI64>,
 }
 
 /// More proposals are on their way than the node takes.
 pub struct Overloaded;
 
 /// Counts a proposal as pending as long as it is held.
-struct Pending<'a>(&'a Metrics);
+struct Pending<'a>(&'a AtomicI64);
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.0.proposals_pending.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Proposer {
     /// Starts the batcher, which ends when the last clone is dropped.
-    pub fn start(raft: Raft, peers: Peers, leadership: Leadership, metrics: Arc<Metrics>) -> Self {
+    pub fn start(raft: Raft, peers: Peers, leadership: Leadership) -> Self {
         let (queue, received) = mpsc::channel(PENDING_MAX as usize);
         tokio::spawn(hand_over(raft.clone(), peers, leadership, received));
-        Proposer { raft, queue, metrics }
+        Proposer { raft, queue, pending: Arc::default() }
     }
 
     /// Proposes to the leader there is now, if there is one.
     pub async fn propose(&self, command: Bytes) -> Result<Fate, Overloaded> {
-        let pending = Pending(&self.metrics);
-        if pending.0.proposals_pending.fetch_add(1, Ordering::Relaxed) >= PENDING_MAX {
+        let pending = Pending(&self.pending);
+        if pending.0.fetch_add(1, Ordering::Relaxed) >= PENDING_MAX {
             return Err(Overloaded);
         }
         let (sender, fate) = oneshot::channel();

@@ -1,6 +1,6 @@
 //! Who leads, and how far the log has come.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use openraft::{Instant as _, ServerState, async_runtime::WatchReceiver as _, metrics::RaftMetrics};
 use proto::MemberId;
@@ -8,7 +8,6 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
     Status,
-    metrics::Metrics,
     types::{Peer, Raft, TypeConfig, position_of},
 };
 
@@ -23,7 +22,7 @@ pub struct Leadership {
 impl Leadership {
     /// Starts the task that follows Raft, which ends with it. A leader that has not heard from a quorum for an election
     /// timeout is none any more.
-    pub fn start(member: u64, raft: Raft, election_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+    pub fn start(member: u64, raft: Raft, election_timeout: Duration) -> Self {
         let mut raft_metrics = raft.metrics();
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
         let (sender, status) = watch::channel(now);
@@ -41,9 +40,6 @@ impl Leadership {
                 sender.send_if_modified(|status| {
                     let is_new = (status.leader, status.is_leader, status.term, &status.fatal, status.is_learner)
                         != (now.leader, now.is_leader, now.term, &now.fatal, now.is_learner);
-                    if status.leader != now.leader && now.leader.is_some() {
-                        metrics.leader_changes_seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    }
                     *status = now;
                     is_new
                 });
@@ -72,12 +68,17 @@ impl Leadership {
         self.status.clone()
     }
 
-    /// The status with the newest indexes.
+    /// The status with the newest indexes. Cheap: it is asked for with every answer.
     pub fn now(&self) -> Status {
         let watched = self.status.borrow().clone();
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        Status { leader: watched.leader, is_leader: watched.is_leader, ..status_of(&metrics, Duration::MAX) }
+        let indexes = self.raft.data_metrics();
+        let indexes = indexes.borrow_watched();
+        Status {
+            last_log_index: position_of(indexes.last_log.as_ref()),
+            committed_index: position_of(indexes.cluster_committed.as_ref()),
+            applied_index: position_of(indexes.last_applied.as_ref()),
+            ..watched
+        }
     }
 }
 

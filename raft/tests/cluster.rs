@@ -132,7 +132,7 @@ async fn start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u
         heartbeat: ELECTION / 10,
         election_timeout: ELECTION,
         snapshot_count: 1000,
-        max_request_bytes: 2 << 20,
+        log_synced: Arc::new(|_| {}),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (address, of_node) = (addresses[i], store.clone());

@@ -51,6 +51,10 @@ pub const ETCD_VERSION: &str = "3.7.1";
 pub const ETCD_STORAGE_VERSION: &str = "3.7.0";
 pub const CLUSTER_VERSION: &str = "3.7.0";
 
+/// Most of what a request allocates is small and freed on another thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What tasks get to end in once all is stopped.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use prometheus::{
-    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     process_collector::ProcessCollector,
 };
 use storage::Size;
@@ -19,6 +19,8 @@ pub struct Metrics {
     applied: IntGauge,
     pending: IntGauge,
     pub proposals_failed: IntCounter,
+    /// Seconds.
+    pub log_syncs: Histogram,
     size: IntGauge,
     size_in_use: IntGauge,
     quota: IntGauge,
@@ -81,6 +83,13 @@ impl Metrics {
             IntGaugeVec::new(Opts::new("etcd_server_version", "1, with the version as label."), &["server_version"])?;
         version.with_label_values(&[crate::ETCD_VERSION]).set(1);
         registry.register(Box::new(version))?;
+        // From 1 ms, doubling, as etcd's.
+        let bounds = prometheus::exponential_buckets(0.001, 2.0, 14)?;
+        let log_syncs = Histogram::with_opts(
+            HistogramOpts::new("etcd_disk_wal_fsync_duration_seconds", "How long syncs of the Raft log took.")
+                .buckets(bounds),
+        )?;
+        registry.register(Box::new(log_syncs.clone()))?;
         let rpc = ["grpc_type", "grpc_service", "grpc_method"];
         let metrics = Metrics {
             has_leader: gauge("etcd_server_has_leader", "Whether a leader is known.")?,
@@ -91,6 +100,7 @@ impl Metrics {
             applied: gauge("etcd_server_proposals_applied_total", "Index of the newest applied entry.")?,
             pending: gauge("etcd_server_proposals_pending", "Proposals that wait for their outcome.")?,
             proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals without an outcome.")?,
+            log_syncs,
             size: gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the store.")?,
             size_in_use: gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Size of what the store needs.")?,
             quota: gauge("etcd_server_quota_backend_bytes", "The quota that Status reports.")?,

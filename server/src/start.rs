@@ -86,8 +86,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let clock = lease::Clock::new();
     let store = open_store(&dir, &hub, &clock).await?;
     hub.attach(store.clone());
-    let node =
-        raft::Node::start(node_config(&config, &dir)?, store.clone(), lease::leader_handler(clock.clone())).await?;
+    let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
+    let node_config = node_config(&config, &dir, &metrics)?;
+    let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
     let ctx = Arc::new(Context {
         store,
         node: node.clone(),
@@ -96,7 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         limits: config.limits,
         watch_progress_interval: config.watch_progress_interval,
         election_timeout: config.election_timeout,
-        metrics: Metrics::new(config.limits.quota_backend_bytes)?,
+        metrics,
         fatal,
         shutdown: shutdown.clone(),
     });
@@ -177,7 +178,7 @@ async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clo
     Ok(store)
 }
 
-fn node_config(config: &Config, dir: &DataDir) -> anyhow::Result<raft::Config> {
+fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>) -> anyhow::Result<raft::Config> {
     // On a restart the log and the store hold the membership, and the flags need not.
     let described = bootstrap::initial_members(config)?;
     let is_own = described.iter().any(|member| member.id == dir.identity.member);
@@ -191,7 +192,10 @@ fn node_config(config: &Config, dir: &DataDir) -> anyhow::Result<raft::Config> {
         heartbeat: config.heartbeat,
         election_timeout: config.election_timeout,
         snapshot_count: config.snapshot_count,
-        max_request_bytes: config.limits.max_request_bytes,
+        log_synced: {
+            let metrics = metrics.clone();
+            Arc::new(move |took| metrics.log_syncs.observe(took.as_secs_f64()))
+        },
     })
 }
 

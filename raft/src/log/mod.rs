@@ -44,7 +44,7 @@ use self::{
     writer::{Job, Writer},
 };
 use crate::{
-    metrics::Metrics,
+    LogSynced,
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -96,7 +96,7 @@ struct Shared {
     state: Mutex<Memory>,
     files: RwLock<BTreeMap<u64, (PathBuf, Arc<File>)>>,
     committed: Mutex<Option<LogId>>,
-    metrics: Arc<Metrics>,
+    synced: LogSynced,
     appended_bytes: AtomicU64,
 }
 
@@ -116,8 +116,8 @@ struct Memory {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or makes an empty one there.
-    pub fn open(dir: &Path, metrics: Arc<Metrics>) -> Result<Log, LogError> {
+    /// Opens the log in `dir`, or makes an empty one there. `synced` is told how long each sync took.
+    pub fn open(dir: &Path, synced: LogSynced) -> Result<Log, LogError> {
         fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
         let recovered = recovery::recover(dir)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
@@ -128,7 +128,7 @@ impl Log {
             state: Mutex::new(Memory { log: recovered.state, recent: VecDeque::new(), recent_bytes: 0 }),
             files: RwLock::new(files),
             committed: Mutex::new(committed),
-            metrics,
+            synced,
             appended_bytes: AtomicU64::new(0),
         });
         let writer = Writer {

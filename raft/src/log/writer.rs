@@ -137,7 +137,7 @@ impl Writer {
         let began = Instant::now();
         let written = segment.file.write_all_at(&batch.bytes, self.end).and_then(|()| segment.file.sync_data());
         written.map_err(|e| LogError::io(&segment.path, e))?;
-        self.shared.metrics.fsynced(began.elapsed());
+        (self.shared.synced)(began.elapsed());
 
         let mut purged = false;
         let start_records = batch.begins.len() - batch.records.len();
