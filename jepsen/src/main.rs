@@ -1,1 +1,40 @@
-fn main() {}
+//! Faults against a running store, and what it must still hold afterwards.
+
+mod damage;
+mod differential;
+mod etcdctl;
+mod failover;
+mod history;
+mod kill;
+mod process;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "pintle-jepsen", about = "Crashes, damaged files and comparisons with etcd", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends one sequence of random requests to etcd and to Pintle and compares every answer
+    Differential(differential::Arguments),
+    /// Kills members under load and checks that nothing acknowledged is lost
+    Kill(kill::Arguments),
+    /// Damages files of a stopped member and checks that it refuses to start or answers rightly
+    Damage(damage::Arguments),
+    /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
+    Etcdctl(etcdctl::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Differential(arguments) => differential::run(arguments).await,
+        Command::Kill(arguments) => kill::run(arguments).await,
+        Command::Damage(arguments) => damage::run(arguments).await,
+        Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
+    }
+}

@@ -75,13 +75,21 @@ impl Node {
         let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
         let snapshots = Arc::new(snapshots.map_err(io)?);
         let peers = Peers::new(config.cluster.0, config.election_timeout, snapshots.clone());
+        let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
+        let others = members.clone().into_iter().filter(|(id, _)| *id != config.member.0);
+        if is_fresh && peers.is_bootstrapped(config.member.0, others).await {
+            return Err(StartError::Config(format!(
+                "member {:x} has already been bootstrapped, but its data directory is empty: it would vote without \
+                 knowing what it had promised; remove the member from the cluster and add a new one",
+                config.member.0
+            )));
+        }
         let (progress, applied) = watch::channel(store.applied().index);
         let state_machine = StateMachine::new(store.clone(), log.clone(), progress).map_err(io)?;
         let raft_config = Arc::new(raft_config(&config)?);
         let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;
         let raft = raft.map_err(|error| StartError::Damaged(error.to_string()))?;
-        if is_fresh && !config.initial_members.is_empty() {
-            let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
+        if is_fresh && !members.is_empty() {
             // Another member's request may have come first: then this one is initialized already.
             if let Err(error) = raft.initialize(members).await {
                 tracing::debug!(%error, "already initialized");
@@ -216,6 +224,7 @@ impl Node {
             cluster: inner.cluster,
             member: inner.member,
             raft: inner.raft.clone(),
+            store: inner.store.clone(),
             proposer: inner.proposer.clone(),
             reads: inner.reads.clone(),
             snapshots: inner.snapshots.clone(),
@@ -347,6 +356,9 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
         election_timeout_min: election * 4 / 10,
         election_timeout_max: election * 65 / 100,
         enable_pre_vote: Some(true),
+        // A leader that comes back has lost what it had not synced, which followers may have: it must not write other
+        // entries in the same term.
+        enable_leader_restore: Some(false),
         max_payload_entries: MESSAGE_ENTRIES,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_count),
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,

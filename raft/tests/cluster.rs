@@ -11,10 +11,10 @@ use bytes::Bytes;
 use prost::Message;
 use proto::{
     ClusterId, MemberId,
-    command::{Command, command::Op, outcome},
+    command::{Command, MemberAttributes, command::Op, outcome},
     etcdserverpb::{PutRequest, RangeRequest},
 };
-use raft::{Config, LeaderHandler, Member, Node, RaftError};
+use raft::{Config, LeaderHandler, Member, Node, RaftError, StartError};
 use storage::{Change, Observer, Options, Store};
 use tempfile::TempDir;
 use tokio::{
@@ -113,6 +113,10 @@ impl Cluster {
 }
 
 async fn start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u64) -> Running {
+    try_start_member(dir, i, addresses, cluster).await.unwrap()
+}
+
+async fn try_start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u64) -> Result<Running, StartError> {
     let member = |(i, address): (usize, &SocketAddr)| Member {
         id: MemberId(i as u64 + 1),
         name: format!("m{i}"),
@@ -137,7 +141,7 @@ async fn start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (address, of_node) = (addresses[i], store.clone());
     let serve = async move {
-        let node = Node::start(config, of_node, Arc::new(Echo(i as u64 + 1))).await.unwrap();
+        let node = Node::start(config, of_node, Arc::new(Echo(i as u64 + 1))).await?;
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_reuse_address(true).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -146,10 +150,15 @@ async fn start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u
         let incoming = TcpListenerStream::new(TcpListener::from_std(socket.into()).unwrap());
         let router = tonic::transport::Server::builder().add_routes(node.peer_routes());
         tokio::spawn(router.serve_with_incoming(incoming));
-        node
+        Ok(node)
     };
-    let node = runtime.spawn(serve).await.unwrap();
-    Running { node, store, closed, runtime }
+    match runtime.spawn(serve).await.unwrap() {
+        Ok(node) => Ok(Running { node, store, closed, runtime }),
+        Err(error) => {
+            runtime.shutdown_background();
+            Err(error)
+        }
+    }
 }
 
 fn put(key: &str, value: impl Into<Bytes>) -> Bytes {
@@ -280,4 +289,21 @@ async fn a_member_of_another_cluster_is_refused() {
     request.metadata_mut().insert("pintle-member", "1".parse().unwrap());
     let refused = client.unwrap().read_index(request).await.unwrap_err();
     assert_eq!(refused.message(), "cluster ID mismatch: this is c1, the call is for ff");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_directory_is_refused() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let lost = (leader + 1) % 3;
+    let attributes = MemberAttributes { id: lost as u64 + 1, name: "m".into(), client_urls: Vec::new() };
+    let command = Command { op: Some(Op::MemberAttributes(attributes)) }.encode_to_vec();
+    cluster.node(leader).propose(command.into()).await.unwrap();
+    cluster.crash(lost).await;
+    let empty = TempDir::new().unwrap();
+    let refused = try_start_member(empty.path(), lost, &cluster.addresses, 0xc1).await.err().unwrap();
+    assert!(refused.to_string().contains("already been bootstrapped"), "{refused}");
+    // With its own directory it is welcome.
+    cluster.start_node(lost).await;
+    cluster.node(lost).read_index().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! A member's life: everything put together, served, and ended in order.
 //!
 //! ```text
-//! bind listeners ─> data directory ─> store ─> Raft node ─> peers served ─> caught up ─> clients served ─> published
+//! bind listeners ─> data directory ─> store ─> Raft node ─> peers served ─> caught up, published ─> clients served
 //! signal ─> listeners close, streams end ─> leadership handed over, log and store flushed ─> exit 0
 //! this node's failure ─> exit 1
 //! ```
@@ -15,6 +15,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -119,10 +120,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(retention) = config.retention {
         tokio::spawn(compactor::run(ctx.clone(), retention));
     }
-    tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
+    let published = tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
 
     let serving = async {
-        wait_until_ready(&ctx).await;
+        wait_until_ready(&ctx, published).await;
         let with_http = listeners.client_http.is_empty();
         for listener in listeners.client {
             let routes = if with_http { grpc.clone().merge(http::client_routes(ctx.clone())) } else { grpc.clone() };
@@ -199,15 +200,17 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>) -> anyhow
     })
 }
 
-/// Waits until this member has applied all that is committed. Clients' connections wait in the listeners' queues
-/// meanwhile; but not without end, since a member without a leader still has health and its own state to tell.
-async fn wait_until_ready(ctx: &Context) {
+/// Waits until this member has applied all that is committed, and the cluster knows its name and client URLs, as etcd
+/// does. Clients' connections wait in the listeners' queues meanwhile; but not without end, since a member without a leader still has health and its own state to tell.
+async fn wait_until_ready(ctx: &Context, published: JoinHandle<()>) {
     let caught_up = async {
         let mut status = ctx.node.watch_status();
         while ctx.node.read_index().await.is_err() {
             // Worth another try when something has changed; the wait is bounded for changes that came in between.
             let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
         }
+        // It fails when the process is stopping only.
+        let _ = published.await;
     };
     if tokio::time::timeout(3 * ctx.election_timeout, caught_up).await.is_err() {
         tracing::warn!("there is no leader yet; only serializable requests are served");

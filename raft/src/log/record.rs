@@ -1,7 +1,7 @@
 //! Records as they stand in a segment.
 //!
 //! ```text
-//! segment   header (4096 bytes): "pintlelg" version u32, sequence number u64, crc32 u32, zeros
+//! segment   header (4096 bytes): "pintlelg" version u32, sequence number u64, file size u64, crc32 u32, zeros
 //!           record, record, …
 //! record    length u32 | crc32 u32 | batch u64 | kind u8 | last u8 | body (length bytes, protobuf)
 //! ```
@@ -208,12 +208,13 @@ fn checksum(segment: u64, record: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The header of the segment with this number.
-pub(super) fn header(segment: u64) -> Vec<u8> {
+/// The header of the segment with this number, in a file of `size` bytes.
+pub(super) fn header(segment: u64, size: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_LEN as usize);
     out.extend(MAGIC);
     out.extend(VERSION.to_be_bytes());
     out.extend(segment.to_be_bytes());
+    out.extend(size.to_be_bytes());
     out.extend(crc32fast::hash(&out).to_be_bytes());
     out.resize(HEADER_LEN as usize, 0);
     out
@@ -221,11 +222,15 @@ pub(super) fn header(segment: u64) -> Vec<u8> {
 
 /// Checks a segment's header; says what is wrong with it.
 pub(super) fn check_header(segment: u64, bytes: &[u8]) -> Result<(), String> {
-    let header = bytes.get(..24).ok_or("the header is cut short")?;
-    if header[..8] != *MAGIC || header[20..24] != crc32fast::hash(&header[..20]).to_be_bytes() {
+    let header = bytes.get(..32).ok_or("the header is cut short")?;
+    if header[..8] != *MAGIC || header[28..32] != crc32fast::hash(&header[..28]).to_be_bytes() {
         return Err("the header is not that of a log segment, or its checksum does not match".into());
     }
+    let size = (&header[20..28]).get_u64();
     match ((&header[8..12]).get_u32(), (&header[12..20]).get_u64()) {
+        (VERSION, found) if found == segment && (bytes.len() as u64) < size => {
+            Err(format!("the file was {size} bytes long, and is {} now", bytes.len()))
+        }
         (VERSION, found) if found == segment => Ok(()),
         (VERSION, found) => Err(format!("the header is that of segment {found}")),
         (version, _) => Err(format!("format version {version} is not known here, only {VERSION}")),

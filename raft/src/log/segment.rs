@@ -89,12 +89,12 @@ pub(super) fn create(dir: &Path, number: u64, size: u64) -> Result<Segment, LogE
     }
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&new).map_err(error)?;
     allocate(&file, size).map_err(error)?;
-    file.write_all_at(&record::header(number), 0).map_err(error)?;
+    let size = file.metadata().map_err(error)?.len();
+    file.write_all_at(&record::header(number, size), 0).map_err(error)?;
     file.sync_all().map_err(error)?;
     fs::rename(&new, &path).map_err(error)?;
     sync_dir(dir)?;
     mark_newest(dir, number)?;
-    let size = file.metadata().map_err(error)?.len();
     Ok(Segment { number, path, file: Arc::new(file), size, last_index: None })
 }
 

@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use openraft::{
     OptionalSend, RaftNetworkFactory, RaftNetworkV2,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
@@ -97,6 +101,21 @@ impl Peers {
         )
     }
 
+    /// Whether one of `peers` knows that `member` has been part of this cluster before. Those that do not answer in an
+    /// election timeout do not know.
+    pub async fn is_bootstrapped(&self, member: u64, peers: impl IntoIterator<Item = (u64, Peer)>) -> bool {
+        let answers = peers.into_iter().map(|(id, peer)| {
+            let mut client = self.forwarding(id, &peer);
+            let timeout = self.election_timeout;
+            async move {
+                let call = client.is_bootstrapped(peer::IsBootstrappedRequest { member });
+                let answer = tokio::time::timeout(timeout, call).await;
+                matches!(answer, Ok(Ok(answer)) if answer.get_ref().is_bootstrapped)
+            }
+        });
+        futures::future::join_all(answers).await.contains(&true)
+    }
+
     /// The client that requests of this member's clients are forwarded with.
     pub fn forwarding(&self, target: u64, peer: &Peer) -> Client {
         let mut clients = self.forwarding.lock();
@@ -154,7 +173,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = futures::stream::iter([append_to_wire(request)]);
+        let request = stream::iter([append_to_wire(request)]);
         let mut responses = call(&option, self.client.append_stream(request)).await?;
         let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
         let response = response.map_err(unreachable)?.unwrap_or_default();
@@ -173,7 +192,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         async move {
-            let responses = call(&option, self.client.append_stream(requests.map(append_to_wire))).await?;
+            let mut requests = requests.map(append_to_wire);
+            // openraft waits out its backoff before the first request: a member that is down is not called without end.
+            let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let requests = stream::iter([first]).chain(requests);
+            let responses = call(&option, self.client.append_stream(requests)).await?;
             let responses = responses.map(|response| {
                 let response = response.map_err(unreachable)?;
                 Ok(appended_from_wire(response).map_err(malformed)?)

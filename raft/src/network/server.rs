@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, stream::BoxStream};
 use openraft::{errors::Fatal, raft::TransferLeaderRequest};
 use proto::peer::{self, peer_server};
+use storage::Store;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{append_from_wire, appended_to_wire, check_target, transfer, vote_request_from_wire, voted_to_wire};
@@ -22,6 +23,7 @@ pub struct PeerService {
     pub cluster: u64,
     pub member: u64,
     pub raft: Raft,
+    pub store: Store,
     pub proposer: Proposer,
     pub reads: ReadIndex,
     pub snapshots: Arc<transfer::Folder>,
@@ -116,6 +118,15 @@ impl peer_server::Peer for PeerService {
         self.check(request)?;
         let index = self.reads.index_here().await.map_err(unavailable)?;
         Ok(Response::new(peer::ReadIndexResponse { index }))
+    }
+
+    async fn is_bootstrapped(
+        &self,
+        request: Request<peer::IsBootstrappedRequest>,
+    ) -> Result<Response<peer::IsBootstrappedResponse>, Status> {
+        let member = self.check(request)?.member;
+        let is_bootstrapped = self.store.member_attributes().iter().any(|attributes| attributes.id == member);
+        Ok(Response::new(peer::IsBootstrappedResponse { is_bootstrapped }))
     }
 
     async fn ask_leader(

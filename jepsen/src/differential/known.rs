@@ -1,0 +1,105 @@
+//! Where Pintle is known to differ from some version of etcd, and why. Nothing else is forgiven.
+
+use proto::etcdserverpb as pb;
+
+use super::{
+    request::{Answer, Reply, Request},
+    version::Version,
+};
+
+struct Known {
+    /// Of the peer that Pintle is compared with: from the first version up to, and without, the second.
+    versions: (Version, Version),
+    reason: &'static str,
+    /// Takes the peer's answer and Pintle's.
+    applies: fn(&Request, &Answer, &Answer) -> bool,
+}
+
+const FIRST: Version = Version::new(3, 0, 0);
+
+/// Range requests are checked for unknown enum values since then.
+const SORT_OPTIONS_CHECKED: Version = Version::new(3, 6, 0);
+
+/// A Txn is checked in one walk over its operations since then.
+const TXN_CHECKED_IN_ORDER: Version = Version::new(3, 6, 0);
+
+const KEY_NOT_FOUND: &str = "etcdserver: key not found";
+const LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+const FUTURE_REVISION: &str = "etcdserver: mvcc: required revision is a future revision";
+
+const KNOWN: &[Known] = &[
+    Known {
+        versions: (FIRST, Version::new(3, 6, 0)),
+        reason: "HashKV has a hash_revision since 3.6",
+        applies: |_, etcd, pintle| match (etcd, pintle) {
+            (Ok(Reply::HashKv(etcd)), Ok(Reply::HashKv(pintle))) => {
+                etcd.hash_revision == 0 && pb::HashKvResponse { hash_revision: 0, ..*pintle } == *etcd
+            }
+            _ => false,
+        },
+    },
+    Known {
+        versions: (FIRST, Version::new(3, 6, 0)),
+        reason: "Status has a storage version, a quota and downgrade information since 3.6",
+        applies: |_, etcd, pintle| match (etcd, pintle) {
+            (Ok(Reply::Status(etcd)), Ok(Reply::Status(pintle))) => {
+                let without_the_new = pb::StatusResponse {
+                    storage_version: String::new(),
+                    db_size_quota: 0,
+                    downgrade_info: None,
+                    ..pintle.clone()
+                };
+                without_the_new == *etcd
+            }
+            _ => false,
+        },
+    },
+    Known {
+        versions: (FIRST, SORT_OPTIONS_CHECKED),
+        reason: "a Range with an unknown sort order is refused since 3.6, and was answered unsorted before",
+        applies: |request, _, pintle| match (request, pintle) {
+            (Request::Range(request), Err(refusal)) => {
+                pb::range_request::SortOrder::try_from(request.sort_order).is_err()
+                    && refusal.message == "etcdserver: invalid sort option"
+            }
+            _ => false,
+        },
+    },
+    Known {
+        versions: (FIRST, TXN_CHECKED_IN_ORDER),
+        reason: "of several reasons to refuse a Txn, the first in its order counts since 3.6, and that of a put before",
+        applies: |request, etcd, pintle| {
+            let of_a_put = [KEY_NOT_FOUND, LEASE_NOT_FOUND];
+            let of_a_range = [COMPACTED, FUTURE_REVISION];
+            matches!((request, etcd, pintle), (Request::Txn(_), Err(etcd), Err(pintle))
+                if of_a_put.contains(&etcd.message.as_str()) && of_a_range.contains(&pintle.message.as_str()))
+        },
+    },
+    Known {
+        versions: (FIRST, TXN_CHECKED_IN_ORDER),
+        reason: "of a put in a Txn the lease is looked up before the key since 3.6, and after it before",
+        applies: |request, etcd, pintle| {
+            matches!((request, etcd, pintle), (Request::Txn(_), Err(etcd), Err(pintle))
+                if etcd.message == KEY_NOT_FOUND && pintle.message == LEASE_NOT_FOUND)
+        },
+    },
+];
+
+/// The reason why a difference is known, if it is.
+pub fn reason(etcd_version: Version, request: &Request, etcd: &Answer, pintle: &Answer) -> Option<&'static str> {
+    let concerns = |known: &&Known| known.versions.0 <= etcd_version && etcd_version < known.versions.1;
+    KNOWN.iter().filter(concerns).find(|known| (known.applies)(request, etcd, pintle)).map(|known| known.reason)
+}
+
+/// What must not be asked, for some version of etcd dies of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shunned {
+    /// An unknown sort target kills a server that does not check it. An unknown sort order inside a transaction would be
+    /// executed by the one and refused by the other, and the two stores would differ from there on.
+    pub unknown_sort_options: bool,
+}
+
+pub fn shunned(etcd_version: Version) -> Shunned {
+    Shunned { unknown_sort_options: etcd_version < SORT_OPTIONS_CHECKED }
+}

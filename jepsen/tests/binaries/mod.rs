@@ -1,0 +1,36 @@
+//! The programs that the tests run.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn harness() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_pintle-jepsen"))
+}
+
+/// Pintle as `PINTLE_TEST_BIN` names it, or as it was built beside the harness.
+pub fn pintle() -> PathBuf {
+    let named = env::var_os("PINTLE_TEST_BIN").map(PathBuf::from);
+    let pintle = named.unwrap_or_else(|| harness().with_file_name("pintle"));
+    assert!(pintle.is_file(), "no pintle at {}: build it with `cargo build --release -p server`", pintle.display());
+    pintle
+}
+
+/// etcd or etcdctl, as the variable names it, or in the PATH.
+#[allow(dead_code, reason = "not every test needs etcd")]
+pub fn of_etcd(name: &str, variable: &str) -> PathBuf {
+    let named = env::var_os(variable).map(PathBuf::from);
+    let in_path = || env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file());
+    let found = named.filter(|path| path.is_file()).or_else(in_path);
+    found.unwrap_or_else(|| panic!("no {name}: run `script/setup`, or name it in {variable}"))
+}
+
+/// Runs the harness, which must be content. What it finds is in its output.
+pub fn run(arguments: &[&str]) {
+    let output = Command::new(harness()).args(arguments).output().expect("the harness runs");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "pintle-jepsen {arguments:?}: {}\n{stdout}\n{stderr}", output.status);
+    println!("{stdout}");
+}
