@@ -186,14 +186,10 @@ impl Batch<'_> {
             }
             Op::Alarm(alarm) => Ok(Answer::Alarm(self.alarm(&alarm))),
         };
-        match answer {
+        match answer.map_err(|failed| failed.into_error(&self.state.db)) {
             Ok(answer) => Ok(answer),
-            Err(Failed::Read(ReadError::Request(error))) => Ok(Answer::Failure(error.into())),
-            Err(Failed::Read(ReadError::Local(error))) => Err(error),
-            Err(Failed::Missing { key, revision }) => {
-                let detail = format!("key {key:?} has no version at revision {revision}, but the index names it");
-                Err(StorageError::damaged(self.state.db.path(), detail))
-            }
+            Err(ReadError::Request(error)) => Ok(Answer::Failure(error.into())),
+            Err(ReadError::Local(error)) => Err(error),
         }
     }
 

@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 
 use prost::Message;
-use proto::{EtcdError, Revision, mvccpb::KeyValue};
+use proto::{EtcdError, Revision, etcdserverpb::RangeRequest, mvccpb::KeyValue};
 
 use crate::{
-    compact::for_each_removed,
     db::{ALARM, AUTH, DATA, Db, LEASE, MEMBER},
     error::{ReadError, StorageError},
     keys,
@@ -65,13 +64,13 @@ impl Store {
     }
 }
 
-fn hash_versions(inner: &Inner, view: &View, to: i64) -> Result<u32, StorageError> {
+fn hash_versions(inner: &Inner, view: &View, to: i64) -> Result<u32, ReadError> {
     let db = &*view.db;
-    let removed = unfinished(inner, view)?;
+    let forgotten = forgotten(inner, view, to)?;
     let mut hash = crc32c::crc32c(b"key");
     db.each_event(0, to, |at, event| {
         let is_tombstone = event.kind == Kind::Delete;
-        if removed.contains(&at) || (is_tombstone && at.main == view.compacted) {
+        if at.main <= view.compacted && (is_tombstone || forgotten.contains(&at)) {
             return Ok(true);
         }
         let kv =
@@ -83,19 +82,29 @@ fn hash_versions(inner: &Inner, view: &View, to: i64) -> Result<u32, StorageErro
     Ok(hash)
 }
 
-/// What a compaction that is still at work is going to remove.
-fn unfinished(inner: &Inner, view: &View) -> Result<HashSet<Revision>, StorageError> {
-    let finished = inner.compactor.finished();
-    let mut removed = HashSet::new();
-    if finished < view.compacted {
-        view.db.each_event(finished, view.compacted, |at, event| {
-            for_each_removed(at, &event, finished, view.compacted, |revision| {
-                removed.insert(revision);
-            });
-            Ok(true)
-        })?;
+/// The versions up to the compacted revision that the hash leaves out: those that are not current at `to` any more, but
+/// when no key lives at `to`, those that were not current at the compacted revision. (etcd: `kvHasher`, which asks the
+/// index what to keep at `to`, and does not ask when that is nothing.)
+fn forgotten(inner: &Inner, view: &View, to: i64) -> Result<HashSet<Revision>, ReadError> {
+    let mut forgotten = HashSet::new();
+    if view.compacted < 0 {
+        return Ok(forgotten);
     }
-    Ok(removed)
+    let living = view.snapshot().range(&RangeRequest {
+        key: vec![0].into(),
+        range_end: vec![0].into(),
+        revision: to,
+        count_only: true,
+        ..Default::default()
+    });
+    let end = if living.map_err(|failed| failed.into_error(&view.db))?.count == 0 { view.compacted } else { to };
+    // What superseded others up to there is gone already, and so is what it superseded.
+    let finished = inner.compactor.finished();
+    view.db.each_event(finished + 1, end, |_, event| {
+        forgotten.extend(event.prev);
+        Ok(true)
+    })?;
+    Ok(forgotten)
 }
 
 fn version(db: &Db, key: &[u8], at: Revision) -> Result<KeyValue, StorageError> {

@@ -53,6 +53,19 @@ impl<E: Into<ReadError>> From<E> for Failed {
     }
 }
 
+impl Failed {
+    /// The error when no compaction can have overtaken the reader.
+    pub fn into_error(self, db: &Db) -> ReadError {
+        match self {
+            Failed::Read(error) => error,
+            Failed::Missing { key, revision } => {
+                let detail = format!("key {key:?} has no version at revision {revision}, but the index names it");
+                StorageError::damaged(db.path(), detail).into()
+            }
+        }
+    }
+}
+
 /// A key on its way into the answer. The value is fetched last, for what is left after filters and limit.
 struct Found {
     kv: KeyValue,
@@ -156,7 +169,8 @@ impl Snapshot<'_> {
             }
             Ok(true)
         })?;
-        Ok(usize::try_from(count).expect("no more keys were created since than there are and were deleted"))
+        // A compaction that overtakes the reader makes it wrong; then all is read again.
+        Ok(count.max(0) as usize)
     }
 
     /// Calls `visit` with each key's version at `revision`, in key order, up to `limit` of them.

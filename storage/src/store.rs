@@ -236,20 +236,13 @@ impl Store {
         self.inner.compactor.wait(revision)
     }
 
-    /// Runs a read on the newest state, again when a compaction took from under it what it was to read.
+    /// Runs a read on the newest state, and again when a compaction may have taken from under it what it was to read.
     fn read<T>(&self, read: impl Fn(&Snapshot<'_>) -> Result<T, Failed>) -> Result<T, ReadError> {
         loop {
             let view = self.inner.view();
             let result = read(&view.snapshot());
-            let compacted = self.compacted_revision();
-            match result {
-                Ok(value) => return Ok(value),
-                Err(Failed::Read(error)) => return Err(error),
-                Err(Failed::Missing { .. }) if compacted > view.compacted => {}
-                Err(Failed::Missing { key, revision }) => {
-                    let detail = format!("key {key:?} has no version at revision {revision}, but the index names it");
-                    return Err(StorageError::damaged(view.db.path(), detail).into());
-                }
+            if self.compacted_revision() == view.compacted {
+                return result.map_err(|failed| failed.into_error(&view.db));
             }
         }
     }

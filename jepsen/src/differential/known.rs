@@ -16,6 +16,7 @@ struct Known {
 }
 
 const FIRST: Version = Version::new(3, 0, 0);
+const NO_VERSION_YET: Version = Version::new(99, 0, 0);
 
 /// Range requests are checked for unknown enum values since then.
 const SORT_OPTIONS_CHECKED: Version = Version::new(3, 6, 0);
@@ -29,6 +30,20 @@ const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted"
 const FUTURE_REVISION: &str = "etcdserver: mvcc: required revision is a future revision";
 
 const KNOWN: &[Known] = &[
+    Known {
+        versions: (FIRST, NO_VERSION_YET),
+        reason: "HashKV at the revision of one of its last ten compactions: etcd keeps the hash from before it",
+        applies: |request, etcd, pintle| match (request, etcd) {
+            (Request::HashKv(request), Ok(Reply::HashKv(etcd))) if etcd.compact_revision < request.revision => {
+                match pintle {
+                    Ok(Reply::HashKv(pintle)) => pintle.compact_revision == request.revision,
+                    Ok(_) => false,
+                    Err(failure) => failure.message == COMPACTED,
+                }
+            }
+            _ => false,
+        },
+    },
     Known {
         versions: (FIRST, Version::new(3, 6, 0)),
         reason: "HashKV has a hash_revision since 3.6",

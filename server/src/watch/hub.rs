@@ -1,7 +1,7 @@
 //! The hub: hands each change to the watchers that are synced, and knows which are.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -70,7 +70,15 @@ pub(super) struct Watches {
 #[derive(Default)]
 struct WatchesState {
     by_id: HashMap<i64, Arc<Watcher>>,
+    /// Watches that compaction has ended. Their ids stay taken until the client cancels them too, as in etcd.
+    compacted: HashSet<i64>,
     next_id: i64,
+}
+
+impl WatchesState {
+    fn is_taken(&self, id: i64) -> bool {
+        self.by_id.contains_key(&id) || self.compacted.contains(&id)
+    }
 }
 
 /// What lagging watchers read from memory.
@@ -170,12 +178,12 @@ impl Shared {
             return refuse("mvcc: watcher range is empty");
         }
         if watch.id == 0 {
-            while state.by_id.contains_key(&state.next_id) {
+            while state.is_taken(state.next_id) {
                 state.next_id += 1;
             }
             watch.id = state.next_id;
             state.next_id += 1;
-        } else if state.by_id.contains_key(&watch.id) {
+        } else if state.is_taken(watch.id) {
             return refuse("mvcc: duplicate watch ID provided on the WatchStream");
         }
         let (id, start) = (watch.id, watch.start);
@@ -193,12 +201,20 @@ impl Shared {
         }
     }
 
-    /// Ends a watch and answers; does neither when there is no such watch.
+    /// Ends a watch and answers; does neither when there is no such watch. One that compaction has ended is answered
+    /// once more.
     pub fn cancel(&self, watches: &Watches, id: i64) {
         let mut synced = self.synced.lock();
-        let Some(watcher) = watches.state.lock().by_id.remove(&id) else { return };
-        self.leave(&mut synced, &watcher);
-        watcher.cancel();
+        let mut state = watches.state.lock();
+        match state.by_id.remove(&id) {
+            Some(watcher) => {
+                self.leave(&mut synced, &watcher);
+                watcher.cancel();
+            }
+            None if state.compacted.remove(&id) => {}
+            None => return,
+        }
+        drop(state);
         watches.outbox.answer(Item::Canceled { id, revision: self.history().revision() });
         synced.tell_awaited_progress();
     }
@@ -211,6 +227,7 @@ impl Shared {
         // The client may have canceled it meanwhile: a watch ends once.
         if state.by_id.get(&id).is_some_and(|found| Arc::ptr_eq(found, watcher)) {
             state.by_id.remove(&id);
+            state.compacted.insert(id);
             drop(state);
             watcher.cancel();
             watches.outbox.answer(Item::Compacted { id, compacted });
