@@ -82,6 +82,11 @@ impl Generator {
         self.compacted
     }
 
+    /// Whether the next step belongs together with the one before.
+    pub fn is_in_script(&self) -> bool {
+        !self.script.is_empty()
+    }
+
     pub fn step(&mut self) -> Step {
         if let Some(step) = self.script.pop_front() {
             return step;

@@ -47,7 +47,7 @@ impl SharedEvent {
 
     /// The same with the version it superseded, as long as that is not compacted.
     pub fn encoded_with_previous(&self, history: &dyn History) -> Result<Bytes, StorageError> {
-        if self.event.prev.is_none() {
+        if self.event.prev.is_none() || self.event.revision.main <= history.compacted() {
             return Ok(self.encoded());
         }
         if let Some(encoded) = self.with_previous.get() {

@@ -33,9 +33,21 @@ impl Generator {
             3 if self.has(Area::Sizes) => self.sizes(),
             4 if self.has(Area::Auth) => auth(),
             5 if self.has(Area::Maintenance) => maintenance(),
-            _ => vec![Request::Compact(pb::CompactionRequest { revision: self.past_revision(), physical: true })],
+            _ => return self.compaction_and_watch(),
         };
         self.script.extend(requests.into_iter().map(Step::Call));
+    }
+
+    /// A compaction, and a watcher that is to begin before it.
+    fn compaction_and_watch(&mut self) {
+        let revision = self.past_revision();
+        let key = self.written_key();
+        let request = pb::WatchCreateRequest { key, start_revision: revision - 1, ..Default::default() };
+        self.script.push_back(Step::Call(Request::Compact(pb::CompactionRequest { revision, physical: true })));
+        self.script.push_back(Step::Watches(WatchRound {
+            creations: vec![Create { stream: 1, request }],
+            ..Default::default()
+        }));
     }
 
     /// Revoked at once, long before they could expire.
