@@ -1,7 +1,7 @@
 //! One script of etcdctl commands, run against etcd and Pintle side by side.
 //!
 //! Whatever etcdctl prints, and how it exits, must be the same for both once ids, addresses, sizes and times are taken
-//! out. The script is `etcdctl/script.txt`.
+//! out. The script is `etcdctl/script.txt`, and `etcdctl/missing.txt` for what Pintle does not have yet.
 
 mod normalise;
 mod script;
@@ -47,6 +47,9 @@ pub struct Arguments {
     /// Also run `check perf --load=s` on each, which takes a minute each time
     #[arg(long)]
     perf: bool,
+    /// Also run what Pintle does not have yet
+    #[arg(long)]
+    missing: bool,
     /// Print each command, and what etcd answers
     #[arg(long)]
     verbose: bool,
@@ -65,7 +68,10 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn compare(etcd: &mut Side, pintle: &mut Side, arguments: &Arguments) -> Result<()> {
-    let steps = script::parse(include_str!("etcdctl/script.txt"))?;
+    let mut steps = script::parse(include_str!("etcdctl/script.txt"))?;
+    if arguments.missing {
+        steps.extend(script::parse(include_str!("etcdctl/missing.txt"))?);
+    }
     let mut differing = 0;
     for step in &steps {
         let (expected, actual) = tokio::join!(etcd.run(step), pintle.run(step));

@@ -31,7 +31,7 @@ const NEVER_WRITTEN: [&[u8]; 3] = [b"\0\0", b"bb", b"zz"];
 const RANGE_ENDS: [&[u8]; 8] = [b"\0", b"\0\0", b"b", b"c", b"c0", b"d", b"\xff", b"\xff\xff\xff"];
 
 /// A piece of the script comes at every multiple of this many requests, so that rare things happen in every run.
-const PIECE_INTERVAL: u64 = 80;
+const PIECE_INTERVAL: u64 = 2;
 const WATCH_ROUND_INTERVAL: u64 = 150;
 
 /// What is to be done next.
@@ -110,7 +110,14 @@ impl Generator {
             self.revision = self.revision.max(header.revision);
         }
         match (request, reply) {
-            (Request::Compact(request), _) => self.compacted = self.compacted.max(request.revision),
+            (Request::Compact(request), _) => {
+                self.compacted = self.compacted.max(request.revision);
+                if !request.physical {
+                    // Refused, but only when the compaction at work is done: until then HashKV may answer either way.
+                    let wait = pb::CompactionRequest { physical: true, ..*request };
+                    self.script.push_front(Step::Call(Request::Compact(wait)));
+                }
+            }
             (Request::LeaseGrant(_), Reply::LeaseGrant(granted)) => self.leases.push(granted.id),
             (Request::LeaseRevoke(request), _) => self.leases.retain(|id| *id != request.id),
             _ => {}

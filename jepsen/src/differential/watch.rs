@@ -271,9 +271,9 @@ impl Interest {
         Due::Events(self.matched)
     }
 
-    /// Whether the watcher has caught up with `revision`, and is not waiting for a later one to begin with.
+    /// Whether the watcher is not waiting for a revision to begin with, nor ended by a compaction.
     pub fn is_current(&self, revision: i64) -> bool {
-        !self.starts_compacted && self.start_revision <= revision + 1
+        !self.starts_compacted && self.request.start_revision <= revision
     }
 
     fn matches(&self, event: &Event) -> bool {

@@ -29,7 +29,7 @@ impl Generator {
         let requests = match piece {
             0 => self.short_leases(),
             1 if self.has(Area::Alarms) => self.alarms(),
-            2 if self.has(Area::Members) => members(),
+            2 if self.has(Area::Members) => self.members(),
             3 if self.has(Area::Sizes) => self.sizes(),
             4 if self.has(Area::Auth) => auth(),
             5 if self.has(Area::Maintenance) => maintenance(),
@@ -87,6 +87,17 @@ impl Generator {
             requests.push(alarm(Deactivate, kind));
         }
         requests.push(alarm(Get, pb::AlarmType::None));
+        requests
+    }
+
+    /// With a write between any two: Raft drops a change of members, and etcd leaves the call unanswered, as long as it
+    /// has not taken note that the change before is applied. It has when another entry is.
+    fn members(&mut self) -> Vec<Request> {
+        let mut requests = Vec::new();
+        for request in member_requests() {
+            requests.push(request);
+            requests.push(Request::Put(pb::PutRequest { key: self.written_key(), ..Default::default() }));
+        }
         requests
     }
 
@@ -176,7 +187,7 @@ fn alarm(action: pb::alarm_request::AlarmAction, kind: pb::AlarmType) -> Request
 }
 
 /// A learner comes and goes; nothing else may be added, for one started member is the whole quorum.
-fn members() -> Vec<Request> {
+fn member_requests() -> Vec<Request> {
     let add = |url: &str, is_learner| {
         Request::MemberAdd(pb::MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner })
     };
