@@ -11,7 +11,7 @@ use crate::{
     db::EVENTS,
     error::{ReadError, StorageError},
     keys,
-    record::Kind,
+    record::{EventRecord, Kind},
     store::Store,
 };
 
@@ -131,12 +131,20 @@ impl Store {
         }
     }
 
-    /// The version that `event` superseded; None for a create, and when the revision before the event's has been
-    /// compacted. (etcd reads it at that revision.)
+    /// The version before the revision of `event`; None for a create, for a key that was not there then, and when that
+    /// revision has been compacted. (etcd: `v3rpc/watch.go` reads it at the revision before.)
     pub fn previous(&self, event: &Event) -> Result<Option<KeyValue>, StorageError> {
         let view = self.inner.view();
-        match event.prev {
-            Some(prev) if event.revision.main > view.compacted => view.db.version(&event.kv.key, prev),
+        let mut prev = event.prev;
+        // What the same transaction wrote before does not count.
+        while let Some(at) = prev.filter(|at| at.main == event.revision.main) {
+            let key = keys::event_key(at);
+            let record = view.db.get(EVENTS, &key)?;
+            let record = record.map(|value| EventRecord::decode(&key, &value)).transpose();
+            prev = record.map_err(|e| view.db.damaged(EVENTS, &key, e))?.and_then(|record| record.prev);
+        }
+        match prev {
+            Some(at) if event.revision.main > view.compacted => view.db.version(&event.kv.key, at),
             _ => Ok(None),
         }
     }
