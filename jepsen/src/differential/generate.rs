@@ -31,7 +31,7 @@ const NEVER_WRITTEN: [&[u8]; 3] = [b"\0\0", b"bb", b"zz"];
 const RANGE_ENDS: [&[u8]; 8] = [b"\0", b"\0\0", b"b", b"c", b"c0", b"d", b"\xff", b"\xff\xff\xff"];
 
 /// A piece of the script comes at every multiple of this many requests, so that rare things happen in every run.
-const PIECE_INTERVAL: u64 = 2;
+const PIECE_INTERVAL: u64 = 80;
 const WATCH_ROUND_INTERVAL: u64 = 150;
 
 /// What is to be done next.

@@ -94,7 +94,8 @@ impl Generator {
     /// has not taken note that the change before is applied. It has when another entry is.
     fn members(&mut self) -> Vec<Request> {
         let mut requests = Vec::new();
-        for request in member_requests() {
+        // A member's id is made of its URL and the second: with the same URL it could be that of the one just removed.
+        for request in member_requests(2 + self.pieces % 1_000) {
             requests.push(request);
             requests.push(Request::Put(pb::PutRequest { key: self.written_key(), ..Default::default() }));
         }
@@ -187,7 +188,7 @@ fn alarm(action: pb::alarm_request::AlarmAction, kind: pb::AlarmType) -> Request
 }
 
 /// A learner comes and goes; nothing else may be added, for one started member is the whole quorum.
-fn member_requests() -> Vec<Request> {
+fn member_requests(port: u64) -> Vec<Request> {
     let add = |url: &str, is_learner| {
         Request::MemberAdd(pb::MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner })
     };
@@ -195,7 +196,7 @@ fn member_requests() -> Vec<Request> {
         |id, url: &str| Request::MemberUpdate(pb::MemberUpdateRequest { id, peer_ur_ls: vec![url.to_owned()] });
     let list = || Request::MemberList(pb::MemberListRequest { linearizable: true });
     // Nothing listens there: the learner never starts.
-    let (absent, moved) = ("http://127.0.0.1:1", "http://127.0.0.1:2");
+    let (absent, moved) = (&format!("http://127.0.0.1:{port}"), "http://127.0.0.1:1");
     vec![
         add("no url", false),
         add("ftp://127.0.0.1:1", true),
@@ -255,6 +256,8 @@ fn auth() -> Vec<Request> {
         Request::UserRevokeRole(revoke("u1", "r1")),
         Request::UserRevokeRole(revoke("u1", "r1")),
         Request::UserGet(pb::AuthUserGetRequest { name: "u1".into() }),
+        Request::RoleDelete(pb::AuthRoleDeleteRequest { role: "r1".into() }),
+        Request::UserDelete(pb::AuthUserDeleteRequest { name: "u1".into() }),
         Request::UserList(pb::AuthUserListRequest {}),
         Request::RoleList(pb::AuthRoleListRequest {}),
         Request::AuthStatus(pb::AuthStatusRequest {}),

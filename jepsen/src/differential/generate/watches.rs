@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use proto::etcdserverpb as pb;
 use rand::Rng as _;
 
@@ -84,6 +85,9 @@ impl Generator {
             6..11 => self.past_revision(),
             _ => 0,
         };
+        if self.chance(0.05) {
+            (request.key, request.range_end) = (Bytes::from_static(b"c"), self.pick(&[b"c", b"a"]).to_vec().into());
+        }
         if self.chance(0.25) {
             request.filters = (0..self.rng.random_range(1..=2)).map(|_| self.pick(&[0, 1, 5])).collect();
         }

@@ -138,6 +138,10 @@ async fn a_compacted_start_is_created_and_then_canceled() {
         watch a start=3
         > created 1 @4
         > events 1 @4: put a=2; put a=3
+        watch b id=0
+        > created 2 @4
+        cancel 0
+        > canceled 0 @4
         cancel 0
     ")
     .await;
