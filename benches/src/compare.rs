@@ -136,6 +136,7 @@ pub async fn run(options: Options, threads: usize) -> anyhow::Result<()> {
                 }
                 anyhow::ensure!(measured.operations > 0, "{spec} on {system}: no operation was answered");
                 figures.push(Figures::new(round, spec, system, &measured));
+                // What a server still does behind its last answer cannot be waited for from outside.
                 tokio::time::sleep(options.settle).await;
             }
         }

@@ -406,6 +406,7 @@ mod tests {
         async fn step(&mut self) -> Result<(), Status> {
             self.calls += 1;
             if self.calls == self.stall_at {
+                // The stall itself is what the test is about.
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Ok(())

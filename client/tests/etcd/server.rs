@@ -89,6 +89,7 @@ impl Etcd {
         while let Err(error) = client.health(&url).await {
             let ended = self.members[index].as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "member {index}: {error}; {ended:?}");
+            // Another process: it can only be asked again.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
