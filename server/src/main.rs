@@ -36,7 +36,6 @@ mod observer;
 mod rpc_count;
 mod serve;
 mod start;
-#[expect(dead_code, reason = "made by the TLS listener, which comes next")]
 mod tls;
 mod too_large;
 mod unimplemented;
