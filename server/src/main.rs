@@ -10,6 +10,7 @@
 //! kv.rs, watch/, lease/, maintenance.rs,
 //! cluster.rs, unimplemented.rs                 the services
 //! observer.rs                                  what the store tells watch and lease
+//! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
 //! ```
 //!
@@ -33,6 +34,8 @@ mod logging;
 mod maintenance;
 mod metrics;
 mod observer;
+#[allow(dead_code, reason = "its users come next")]
+mod peer_http;
 mod rpc_count;
 mod serve;
 mod start;

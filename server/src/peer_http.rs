@@ -1,0 +1,186 @@
+//! Plain HTTP to other members: JSON on their peer ports, where a member is asked before it is one of Raft's, or without
+//! Raft. One connection for each question: they are few.
+//!
+//! [`PeerHttp::connect`] is the one place that opens a connection, and so the one that knows of TLS.
+
+use std::{io, time::Duration};
+
+use axum::body::{Body, Bytes, to_bytes};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// An answer is a list of members or a hash: whatever is longer comes from something else.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Makes requests to members. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct PeerHttp {}
+
+/// What a member answered, whatever the status.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PeerHttpError {
+    #[error("{url}: this is no URL of a member")]
+    Url { url: String },
+    #[error("{url}: {error}")]
+    Connect { url: String, error: io::Error },
+    #[error("{url}: {error}")]
+    Http { url: String, error: hyper::Error },
+    #[error("{url}: the answer broke off: {error}")]
+    Body { url: String, error: axum::Error },
+    #[error("{url}: no answer within {} ms", after.as_millis())]
+    Timeout { url: String, after: Duration },
+}
+
+/// A connection, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl PeerHttp {
+    pub fn new() -> PeerHttp {
+        PeerHttp {}
+    }
+
+    /// `peer_url` as members advertise it, `path` with the query.
+    pub async fn get(&self, peer_url: &str, path: &str, within: Duration) -> Result<Answer, PeerHttpError> {
+        self.send(Method::GET, peer_url, path, Bytes::new(), within).await
+    }
+
+    /// Sends `body` as JSON.
+    pub async fn post(
+        &self,
+        peer_url: &str,
+        path: &str,
+        body: impl Into<Bytes>,
+        within: Duration,
+    ) -> Result<Answer, PeerHttpError> {
+        self.send(Method::POST, peer_url, path, body.into(), within).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        peer_url: &str,
+        path: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Answer, PeerHttpError> {
+        let url = format!("{peer_url}{path}");
+        match timeout(within, self.exchange(method, &url, body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(PeerHttpError::Timeout { url, after: within }),
+        }
+    }
+
+    async fn exchange(&self, method: Method, url: &str, body: Bytes) -> Result<Answer, PeerHttpError> {
+        let no_url = || PeerHttpError::Url { url: url.into() };
+        let uri: Uri = url.parse().map_err(|_| no_url())?;
+        let authority = uri.authority().ok_or_else(no_url)?.as_str();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .map_err(|_| no_url())?;
+        let stream = self.connect(&uri).await.map_err(|error| PeerHttpError::Connect { url: url.into(), error })?;
+        let http = |error| PeerHttpError::Http { url: url.into(), error };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        let exchange = async {
+            let (head, body) = sender.send_request(request).await.map_err(http)?.into_parts();
+            let body = to_bytes(Body::new(body), ANSWER_BYTES_MAX).await;
+            let body = body.map_err(|error| PeerHttpError::Body { url: url.into(), error })?;
+            Ok(Answer { status: head.status, headers: head.headers, body })
+        };
+        let (mut connection, mut exchange) = (std::pin::pin!(connection), std::pin::pin!(exchange));
+        tokio::select! {
+            answer = &mut exchange => answer,
+            // The connection may end just before the answer has been read.
+            ended = &mut connection => match ended {
+                Ok(()) => exchange.await,
+                Err(error) => Err(http(error)),
+            },
+        }
+    }
+
+    async fn connect(&self, uri: &Uri) -> io::Result<Box<dyn Stream>> {
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let port = uri.port_u16().unwrap_or(80);
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
+impl Answer {
+    /// Reads the body, where the status says that it is what was asked for.
+    ///
+    /// # Errors
+    /// The reason, in one line.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, String> {
+        if !self.status.is_success() {
+            return Err(format!("status {}: {}", self.status.as_u16(), self.text()));
+        }
+        serde_json::from_slice(&self.body).map_err(|error| format!("the answer is not as expected: {error}"))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router, routing};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn serve() -> String {
+        let routes = Router::new()
+            .route("/list", routing::get(|uri: Uri| async move { Json(uri.query().map(str::to_string)) }))
+            .route("/echo", routing::post(|body: String| async move { ([("x-echo", "yes")], body) }))
+            .route("/never", routing::get(std::future::pending::<String>));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        url
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered() {
+        let (http, url, within) = (PeerHttp::new(), serve().await, Duration::from_secs(5));
+        let list = http.get(&url, "/list?a=1", within).await.unwrap();
+        assert_eq!(list.json::<Option<String>>(), Ok(Some("a=1".into())));
+        let echo = http.post(&url, "/echo", "hello", within).await.unwrap();
+        assert_eq!((echo.text(), echo.headers["x-echo"].as_bytes()), ("hello".into(), &b"yes"[..]));
+        let missing = http.get(&url, "/missing", within).await.unwrap();
+        assert_eq!(missing.status, StatusCode::NOT_FOUND);
+        assert!(missing.json::<()>().unwrap_err().starts_with("status 404"));
+    }
+
+    #[tokio::test]
+    async fn a_question_without_an_answer_ends() {
+        let (http, url) = (PeerHttp::new(), serve().await);
+        let late = http.get(&url, "/never", Duration::from_millis(50)).await.unwrap_err();
+        assert!(matches!(late, PeerHttpError::Timeout { .. }), "{late}");
+        let refused = http.get("http://127.0.0.1:1", "/", Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(refused, PeerHttpError::Connect { .. }), "{refused}");
+        let no_url = http.get("nothing", "/", Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(no_url, PeerHttpError::Url { .. }), "{no_url}");
+    }
+}
