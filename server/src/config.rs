@@ -7,6 +7,7 @@ use crate::{
     context::Limits,
     duration,
     flags::Flags,
+    gates::{GateError, Gates},
     logging::{self, Logging},
     urls::{self, Url, UrlError},
 };
@@ -35,6 +36,7 @@ pub struct Config {
     pub connections: Connections,
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
+    pub gates: Gates,
 }
 
 /// The members of a new cluster, as the flags give them.
@@ -71,6 +73,8 @@ pub enum ConfigError {
     Url { flag: &'static str, value: String, reason: UrlError },
     #[error("--{flag}={value:?}: it takes {takes}")]
     Value { flag: &'static str, value: String, takes: &'static str },
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error("--{flag} must be >0 (set to 0ms)")]
     Zero { flag: &'static str },
     #[error("--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]")]
@@ -163,6 +167,7 @@ impl Config {
             },
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
+            gates: Gates::from_flags(flags)?,
         })
     }
 }

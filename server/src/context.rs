@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::metrics::Metrics;
+use crate::{gates::Gates, metrics::Metrics};
 
 /// The bounds on what a client may ask.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,7 @@ pub struct Context {
     pub cluster: ClusterId,
     pub member: MemberId,
     pub limits: Limits,
+    pub gates: Gates,
     pub watch_progress_interval: Duration,
     pub election_timeout: Duration,
     pub metrics: Arc<Metrics>,

@@ -72,6 +72,13 @@ flags! {
     Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
     Value Taken "log-format" = "json", "json or console";
     Value Taken "log-outputs" = "default", "default, stderr, stdout or file paths, separated by commas";
+    Value Taken "feature-gates" = "", "feature gates: name=true,…";
+    Bool  Taken "initial-corrupt-check" = "false", "of etcd 3.5: the gate InitialCorruptCheck";
+    Bool  Taken "compact-hash-check-enabled" = "false", "of etcd 3.5: the gate CompactHashCheck";
+    Bool  Taken "enable-lease-checkpoint" = "false", "of etcd 3.5: the gate LeaseCheckpoint";
+    Bool  Taken "enable-lease-checkpoint-persist" = "false", "of etcd 3.5: the gate LeaseCheckpointPersist";
+    Bool  Taken "stop-grpc-service-on-defrag" = "false", "of etcd 3.5: the gate StopGRPCServiceOnDefrag";
+    Bool  Taken "txn-mode-write-with-shared-buffer" = "true", "of etcd 3.5: the gate TxnModeWriteWithSharedBuffer";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";
@@ -91,12 +98,8 @@ flags! {
     Bool  NoMeaning "enable-grpc-gateway" = "true", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";
-    Bool  NoMeaning "enable-lease-checkpoint" = "false", "";
-    Bool  NoMeaning "enable-lease-checkpoint-persist" = "false", "";
     Value NoMeaning "compaction-batch-limit" = "1000", "";
     Value NoMeaning "compaction-sleep-interval" = "0s", "";
-    Bool  NoMeaning "txn-mode-write-with-shared-buffer" = "true", "";
-    Bool  NoMeaning "stop-grpc-service-on-defrag" = "false", "";
     Value NoMeaning "downgrade-check-time" = "5s", "";
     Value NoMeaning "warning-apply-duration" = "100ms", "";
     Value NoMeaning "warning-unary-request-duration" = "300ms", "";
@@ -142,7 +145,6 @@ flags! {
     Value Missing "discovery-proxy" = "", "";
     Value Missing "discovery-srv" = "", "";
     Value Missing "discovery-srv-name" = "", "";
-    Value Missing "feature-gates" = "", "";
     Bool  Missing "enable-log-rotation" = "false", "";
     Value Missing "log-rotation-config-json" = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, "";
     Bool  Missing "enable-distributed-tracing" = "false", "";
@@ -152,8 +154,6 @@ flags! {
     Value Missing "distributed-tracing-sampling-rate" = "0", "";
     Value Missing "corrupt-check-time" = "0s", "";
     Value Missing "compact-hash-check-time" = "1m", "";
-    Bool  Missing "initial-corrupt-check" = "false", "";
-    Bool  Missing "compact-hash-check-enabled" = "false", "";
     Value Missing "auth-token-ttl" = "300", "";
     Value Missing "bcrypt-cost" = "10", "";
     Value Missing "cipher-suites" = "", "";
@@ -246,10 +246,9 @@ impl Flags {
     fn give(&mut self, flag: &'static Flag, value: String) -> Result<(), FlagError> {
         let value = match flag.kind {
             Kind::Value => value,
-            Kind::Bool => match value.as_str() {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => "true".into(),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => "false".into(),
-                _ => return Err(FlagError::NotABool { name: flag.name, value }),
+            Kind::Bool => match boolean(&value) {
+                Some(is_true) => is_true.to_string(),
+                None => return Err(FlagError::NotABool { name: flag.name, value }),
             },
         };
         match flag.used {
@@ -277,6 +276,15 @@ impl Flags {
 
     pub fn is_true(&self, name: &str) -> bool {
         self.get(name) == "true"
+    }
+}
+
+/// A boolean as Go writes it.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 

@@ -1,7 +1,8 @@
 //! `pintle`: one member of an etcd-compatible cluster.
 //!
 //! ```text
-//! flags.rs, duration.rs, urls.rs, config.rs    what the command line means
+//! flags.rs, duration.rs, urls.rs, config.rs,
+//! gates.rs                                     what the command line means
 //! logging.rs, metrics.rs, rpc_count.rs         what the process tells
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! start.rs                                     store, Raft node and services put together; the end in order
@@ -26,6 +27,7 @@ mod config;
 mod context;
 mod duration;
 mod flags;
+mod gates;
 mod http;
 mod identity;
 mod kv;

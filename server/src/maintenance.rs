@@ -12,22 +12,39 @@ use proto::{
     },
 };
 use tonic::{Request, Response, Status};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     ETCD_STORAGE_VERSION, ETCD_VERSION,
     admit::{Learner, admit},
     context::Context,
+    gates::Gate,
     unimplemented::{NoStream, unimplemented},
 };
 
 pub struct MaintenanceService {
     ctx: Arc<Context>,
+    health: HealthReporter,
 }
 
 impl MaintenanceService {
-    pub fn new(ctx: Arc<Context>) -> Self {
-        MaintenanceService { ctx }
+    pub fn new(ctx: Arc<Context>, health: HealthReporter) -> Self {
+        MaintenanceService { ctx, health }
     }
+}
+
+/// Compacts the store. With the gate `StopGRPCServiceOnDefrag` the health service says meanwhile that this member does
+/// not serve, so that clients which ask for it go to another one.
+async fn defragment(ctx: Arc<Context>, health: HealthReporter) -> Result<(), Status> {
+    tracing::info!("starting defragment");
+    if ctx.gates.is_on(Gate::StopGRPCServiceOnDefrag) {
+        tracing::warn!(status = "NOT_SERVING", reason = "defrag is active", "grpc service status changed");
+        health.set_service_status("", ServingStatus::NotServing).await;
+    }
+    let done = ctx.blocking(|store| Ok(store.defragment()?)).await;
+    health.set_service_status("", ServingStatus::Serving).await;
+    tracing::info!("finished defragment");
+    done
 }
 
 #[tonic::async_trait]
@@ -69,9 +86,9 @@ impl Maintenance for MaintenanceService {
 
     async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        tracing::info!("starting defragment");
-        self.ctx.blocking(|store| Ok(store.defragment()?)).await?;
-        tracing::info!("finished defragment");
+        // A task of its own: it goes on, and the member's health is set right, when the client gives up.
+        let task = tokio::spawn(defragment(self.ctx.clone(), self.health.clone()));
+        task.await.map_err(|_| EtcdError::Stopped)??;
         Ok(Response::new(DefragmentResponse::default()))
     }
 

@@ -8,6 +8,8 @@ use prometheus::{
 };
 use storage::Size;
 
+use crate::gates::{Gate, Gates, Stage};
+
 /// The counters and gauges of this process.
 pub struct Metrics {
     registry: Registry,
@@ -129,6 +131,19 @@ impl Metrics {
         Ok(Arc::new(metrics))
     }
 
+    /// Shows which gates are on. They stay as they are.
+    pub fn show_gates(&self, gates: &Gates) -> Result<(), prometheus::Error> {
+        let opts = Opts::new("etcd_server_feature_enabled", "1 for a feature gate that is on, 0 for one that is off.");
+        let features = IntGaugeVec::new(opts, &["name", "stage"])?;
+        for gate in Gate::ALL {
+            features.with_label_values(&[gate.name(), gate.stage().label()]).set(gates.is_on(*gate).into());
+        }
+        for stage in [Stage::Alpha, Stage::Beta] {
+            features.with_label_values(&[stage.group(), stage.label()]).set(gates.group(stage).unwrap_or(false).into());
+        }
+        self.registry.register(Box::new(features))
+    }
+
     pub fn proposal(&self) -> Pending<'_> {
         self.pending.inc();
         Pending(&self.pending)
@@ -184,6 +199,7 @@ mod tests {
     #[test]
     fn the_page_shows_what_is_now() {
         let metrics = Metrics::new(5).unwrap();
+        metrics.show_gates(&Gates::default()).unwrap();
         let pending = metrics.proposal();
         let status = raft::Status { leader: Some(MemberId(1)), applied_index: 9, ..Default::default() };
         let now = Now { status, size: Size { on_disk: 3, in_use: 2 }, keys: 4, revision: 7, compacted: -1 };
@@ -195,6 +211,8 @@ mod tests {
             "etcd_server_proposals_pending 1",
             "etcd_mvcc_db_total_size_in_bytes 3",
             "etcd_debugging_mvcc_compact_revision -1",
+            "etcd_server_feature_enabled{name=\"AllAlpha\",stage=\"ALPHA\"} 0",
+            "etcd_server_feature_enabled{name=\"FastLeaseKeepAlive\",stage=\"BETA\"} 1",
             "etcd_server_version{server_version=\"3.7.1\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");

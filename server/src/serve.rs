@@ -78,6 +78,8 @@ pub fn bind(listen: &Listen, reuse_port: bool) -> Result<TcpListener, BindError>
 pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lease::Clock>) -> anyhow::Result<Router> {
     let max = ctx.limits.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
     let mut routes = Routes::builder();
+    let (health, health_server) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     // Answers are of any size, as in etcd.
     macro_rules! add {
         ($($server:ident: $service:expr;)*) => {
@@ -89,13 +91,11 @@ pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lea
         WatchServer: WatchService::new(ctx.clone(), hub);
         LeaseServer: LeaseService::new(ctx.clone(), clock);
         ClusterServer: ClusterService::new(ctx.clone());
-        MaintenanceServer: MaintenanceService::new(ctx.clone());
+        MaintenanceServer: MaintenanceService::new(ctx.clone(), health);
         AuthServer: Missing;
         ElectionServer: Missing;
         LockServer: Missing;
     }
-    let (health, health_server) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     add(&mut routes, health_server);
     let reflection = || {
         tonic_reflection::server::Builder::configure()

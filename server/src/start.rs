@@ -88,6 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let store = open_store(&dir, &hub, &clock).await?;
     hub.attach(store.clone());
     let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
+    metrics.show_gates(&config.gates)?;
     let node_config = node_config(&config, &dir, &metrics)?;
     let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
     let ctx = Arc::new(Context {
@@ -96,6 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cluster: dir.identity.cluster,
         member: dir.identity.member,
         limits: config.limits,
+        gates: config.gates.clone(),
         watch_progress_interval: config.watch_progress_interval,
         election_timeout: config.election_timeout,
         metrics,
