@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use crate::{
     history::{Change, Outcome, Write},
-    kill::Progress,
+    load::Progress,
     process::Node,
 };
 

@@ -4,10 +4,6 @@
 //! of them; they are started again, sometimes killed once more while they recover; writing must go on. Then the load
 //! stops, and [`verify`] compares all that the members hold with all that clients were told.
 
-mod load;
-mod verify;
-mod watcher;
-
 use std::{
     fmt,
     path::PathBuf,
@@ -18,18 +14,19 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use proto::etcdserverpb::{CompactionRequest, kv_client::KvClient};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tonic::transport::Channel;
-
-pub use load::Progress;
-use load::{Done, Load};
-use verify::Verifier;
-use watcher::Watcher;
 
 use crate::{
     failover,
     history::Write,
+    load::{Done, Endpoints, Load, Progress},
     process::{Cluster, Target},
+    verify::Verifier,
+    watcher::Watcher,
 };
 
 /// How long writes may fail after a fault before the round is lost.
@@ -121,6 +118,7 @@ struct Kills {
 struct Run<'a> {
     arguments: &'a Arguments,
     cluster: Cluster,
+    endpoints: Endpoints,
     random: StdRng,
     progress: Arc<Progress>,
     watchers: Vec<Watcher>,
@@ -132,10 +130,12 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(cluster: Cluster, arguments: &'a Arguments) -> Run<'a> {
-        let watchers = (0..WATCHERS).map(|first| Watcher::start(cluster.endpoints(), first)).collect();
+        let (_, endpoints) = watch::channel(cluster.endpoints());
+        let watchers = (0..WATCHERS).map(|first| Watcher::start(endpoints.clone(), first)).collect();
         Run {
             arguments,
             cluster,
+            endpoints,
             random: StdRng::seed_from_u64(arguments.seed),
             progress: Arc::new(Progress::new()),
             watchers,
@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
     }
 
     async fn round(&mut self) -> Result<Victim> {
-        let load = Load::start(&self.cluster.endpoints(), self.arguments.writers, &self.progress, self.random.random());
+        let load = Load::start(&self.endpoints, self.arguments.writers, &self.progress, self.random.random());
         let before_kill = self.random.random_range(20..1500);
         self.progress.wait_for(before_kill, RECOVERY_LIMIT).await.context("before the kill")?;
         if self.random.random_ratio(1, 3) {
@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
             ensure!(!node.has_exited()?, "{} ended by itself", node.name());
         }
 
-        let Done { mut writes, reads, stale } = load.stop().await?;
+        let Done { mut writes, reads, stale, .. } = load.stop().await?;
         writes.extend(probes);
         self.verifier.check(&self.cluster, writes, reads, &mut self.watchers, &self.progress, &mut self.random).await?;
         ensure!(stale.is_empty(), "stale reads while {victim} was killed:\n{}", stale.join("\n"));

@@ -6,7 +6,11 @@ mod etcdctl;
 mod failover;
 mod history;
 mod kill;
+mod load;
 mod process;
+mod reconfigure;
+mod verify;
+mod watcher;
 
 use clap::{Parser, Subcommand};
 
@@ -23,6 +27,8 @@ enum Command {
     Differential(differential::Arguments),
     /// Kills members under load and checks that nothing acknowledged is lost
     Kill(kill::Arguments),
+    /// Adds, replaces and removes members under load and checks that nothing acknowledged is lost
+    Reconfigure(reconfigure::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
     /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
@@ -34,6 +40,7 @@ async fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Differential(arguments) => differential::run(arguments).await,
         Command::Kill(arguments) => kill::run(arguments).await,
+        Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
     }

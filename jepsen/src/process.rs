@@ -85,6 +85,8 @@ pub struct Node {
     client: Port,
     peer: Port,
     initial_cluster: String,
+    /// Whether the cluster was there before the member.
+    joins: bool,
     data_dir: PathBuf,
     log: PathBuf,
     flags: Vec<String>,
@@ -113,6 +115,7 @@ impl Node {
             client: Port::claim()?,
             peer: Port::claim()?,
             initial_cluster: String::new(),
+            joins: false,
             log: data_dir.with_extension("log"),
             data_dir,
             flags: flags.to_vec(),
@@ -133,6 +136,18 @@ impl Node {
         assert!(self.process.is_none(), "the data of a running node was exchanged");
         self.data_dir = data_dir.to_path_buf();
         self.log = data_dir.with_extension("log");
+    }
+
+    /// Makes it join a cluster of these members (`name=peer-url,…`), of which it is one.
+    pub fn join(&mut self, initial_cluster: String) {
+        assert!(self.process.is_none(), "a running node was told to join");
+        self.initial_cluster = initial_cluster;
+        self.joins = true;
+    }
+
+    /// Where the other members reach it.
+    pub fn peer_url(&self) -> String {
+        self.peer.url()
     }
 
     /// Where clients reach it.
@@ -163,7 +178,8 @@ impl Node {
             .arg(&self.data_dir)
             .args(["--listen-client-urls", &self.client.url(), "--advertise-client-urls", &self.client.url()])
             .args(["--listen-peer-urls", &self.peer.url(), "--initial-advertise-peer-urls", &self.peer.url()])
-            .args(["--initial-cluster", &self.initial_cluster, "--initial-cluster-state", "new"])
+            .args(["--initial-cluster", &self.initial_cluster])
+            .args(["--initial-cluster-state", if self.joins { "existing" } else { "new" }])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
@@ -318,9 +334,14 @@ fn die_with_parent(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent(_command: &mut Command) {}
 
-/// One or three members of one cluster.
+/// The members of one cluster.
 pub struct Cluster {
     pub nodes: Vec<Node>,
+    target: Target,
+    dir: PathBuf,
+    flags: Vec<String>,
+    /// How many members there have ever been.
+    named: usize,
 }
 
 impl Cluster {
@@ -336,7 +357,8 @@ impl Cluster {
         for node in &mut nodes {
             node.initial_cluster = members.join(",");
         }
-        let mut cluster = Cluster { nodes };
+        let (target, dir, flags) = (target.clone(), dir.to_path_buf(), flags.to_vec());
+        let mut cluster = Cluster { nodes, target, dir, flags, named: size };
         if let Err(error) = cluster.start_stopped().await {
             return Err(error.context(cluster.log_tails()));
         }
@@ -353,6 +375,13 @@ impl Cluster {
             node.ready().await?;
         }
         Ok(())
+    }
+
+    /// A node with a name that no member had before, which is none of the cluster's yet.
+    pub fn new_node(&mut self) -> Result<Node> {
+        self.named += 1;
+        let name = format!("n{}", self.named);
+        Node::new(&self.target, &name, self.dir.join(&name), &self.flags)
     }
 
     pub fn endpoints(&self) -> Vec<String> {

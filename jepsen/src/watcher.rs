@@ -13,6 +13,7 @@ use tokio::{
 
 use crate::{
     history::{self, Event, History},
+    load::{self, Endpoints},
     process,
 };
 
@@ -39,7 +40,7 @@ struct Seen {
 
 impl Watcher {
     /// Watches from the first revision that a store can write.
-    pub fn start(endpoints: Vec<String>, first: usize) -> Watcher {
+    pub fn start(endpoints: Endpoints, first: usize) -> Watcher {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (next_sender, next) = watch::channel(2);
         let task = tokio::spawn(watch_on(endpoints, first, Arc::clone(&seen), next_sender));
@@ -96,10 +97,11 @@ impl Drop for Watcher {
     }
 }
 
-async fn watch_on(endpoints: Vec<String>, first: usize, seen: Arc<Mutex<Seen>>, next: watch::Sender<i64>) {
-    for endpoint in endpoints.iter().cycle().skip(first) {
+async fn watch_on(endpoints: Endpoints, first: usize, seen: Arc<Mutex<Seen>>, next: watch::Sender<i64>) {
+    for index in first.. {
+        let endpoint = load::nth(&endpoints.borrow(), index);
         let start = *next.borrow();
-        let stream = timeout(CREATE_LIMIT, history::all_keys(process::channel(endpoint), start)).await;
+        let stream = timeout(CREATE_LIMIT, history::all_keys(process::channel(&endpoint), start)).await;
         if let Ok(Ok((_requests, mut responses))) = stream {
             while let Ok(Some(response)) = responses.message().await {
                 let ends = response.canceled;

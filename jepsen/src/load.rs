@@ -1,6 +1,8 @@
 //! Writers and readers that go on through faults.
 
 use std::{
+    collections::BTreeMap,
+    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -26,7 +28,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     history::{Change, Outcome, Write},
@@ -53,7 +55,12 @@ pub struct Progress {
 struct Silence {
     since: Instant,
     longest: Duration,
+    /// Since the last step of a run was taken note of.
+    longest_of_step: Duration,
 }
+
+/// Where clients reach the members, which may come and go.
+pub type Endpoints = watch::Receiver<Vec<String>>;
 
 impl Progress {
     pub fn new() -> Progress {
@@ -61,7 +68,11 @@ impl Progress {
             next_number: AtomicU64::new(1),
             told: AtomicI64::new(1),
             acknowledged: watch::Sender::new(0),
-            silence: Mutex::new(Silence { since: Instant::now(), longest: Duration::ZERO }),
+            silence: Mutex::new(Silence {
+                since: Instant::now(),
+                longest: Duration::ZERO,
+                longest_of_step: Duration::ZERO,
+            }),
         }
     }
 
@@ -100,11 +111,20 @@ impl Progress {
     pub fn longest_silence(&self) -> Duration {
         self.silence.lock().longest
     }
+
+    /// The longest time without an acknowledged write since this was asked last, the present one included.
+    pub fn longest_silence_of_step(&self) -> Duration {
+        let mut silence = self.silence.lock();
+        let present = silence.since.elapsed();
+        std::mem::take(&mut silence.longest_of_step).max(present)
+    }
 }
 
 impl Silence {
     fn end(&mut self) {
-        self.longest = self.longest.max(self.since.elapsed());
+        let elapsed = self.since.elapsed();
+        self.longest = self.longest.max(elapsed);
+        self.longest_of_step = self.longest_of_step.max(elapsed);
         self.since = Instant::now();
     }
 }
@@ -124,6 +144,25 @@ pub struct Done {
     /// Linearizable answers from the past. Whether it is the answer that is wrong, or the past was lost, shows when
     /// everything else is checked.
     pub stale: Vec<String>,
+    /// How often which error was answered, or none.
+    pub failures: BTreeMap<String, u64>,
+    /// Errors that tell a client not to try again.
+    pub final_failures: Vec<String>,
+    /// The longest that one client had to try again and again.
+    pub longest_outage: Duration,
+}
+
+impl Done {
+    fn add(&mut self, other: Done) {
+        self.writes.extend(other.writes);
+        self.reads.extend(other.reads);
+        self.stale.extend(other.stale);
+        for (failure, count) in other.failures {
+            *self.failures.entry(failure).or_default() += count;
+        }
+        self.final_failures.extend(other.final_failures);
+        self.longest_outage = self.longest_outage.max(other.longest_outage);
+    }
 }
 
 /// Running clients.
@@ -134,17 +173,22 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(endpoints: &[String], writers: u32, progress: &Arc<Progress>, seed: u64) -> Load {
+    pub fn start(endpoints: &Endpoints, writers: u32, progress: &Arc<Progress>, seed: u64) -> Load {
         let (stop, stopped) = watch::channel(false);
         let mut clients = JoinSet::new();
-        let client = |index: u32| Client {
-            endpoints: endpoints.to_vec(),
-            current: index as usize % endpoints.len(),
-            kv: kv_client(&endpoints[index as usize % endpoints.len()]),
-            random: StdRng::seed_from_u64(seed.wrapping_add(u64::from(index))),
-            progress: Arc::clone(progress),
-            done: Done::default(),
-            index,
+        let client = |index: u32| {
+            let endpoint = nth(&endpoints.borrow(), index as usize);
+            Client {
+                endpoints: endpoints.clone(),
+                current: index as usize,
+                kv: kv_client(&endpoint),
+                endpoint,
+                random: StdRng::seed_from_u64(seed.wrapping_add(u64::from(index))),
+                progress: Arc::clone(progress),
+                done: Done::default(),
+                failing_since: None,
+                index,
+            }
         };
         progress.silence.lock().since = Instant::now();
         for index in 0..writers {
@@ -160,10 +204,7 @@ impl Load {
         self.stop.send_replace(true);
         let mut all = Done::default();
         while let Some(done) = self.clients.join_next().await {
-            let done = done??;
-            all.writes.extend(done.writes);
-            all.reads.extend(done.reads);
-            all.stale.extend(done.stale);
+            all.add(done??);
         }
         Ok(all)
     }
@@ -171,21 +212,32 @@ impl Load {
 
 struct Client {
     index: u32,
-    endpoints: Vec<String>,
+    endpoints: Endpoints,
     current: usize,
+    endpoint: String,
     kv: KvClient<Channel>,
     random: StdRng,
     progress: Arc<Progress>,
     done: Done,
+    failing_since: Option<Instant>,
+}
+
+/// The endpoints in turn, however many there are at the time.
+pub fn nth(endpoints: &[String], index: usize) -> String {
+    endpoints[index % endpoints.len()].clone()
 }
 
 fn kv_client(endpoint: &str) -> KvClient<Channel> {
     KvClient::new(process::channel(endpoint)).max_decoding_message_size(usize::MAX)
 }
 
-/// Waits for an answer within the limit. `None`: it is unknown whether the request was served.
-async fn answer<T>(request: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Option<T> {
-    timeout(REQUEST_LIMIT, request).await.ok()?.ok().map(tonic::Response::into_inner)
+/// Whether a client that gets this error may hope for better from another attempt, here or elsewhere. What has a source
+/// was said by the connection, not by a member.
+fn is_curable(status: &Status) -> bool {
+    // An etcd that was removed answers so, without a code of its own, in its last moments.
+    let removed = status.message() == "raft: stopped";
+    let passing = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
+    removed || passing || status.source().is_some()
 }
 
 impl Client {
@@ -195,13 +247,45 @@ impl Client {
                 self.go_elsewhere().await;
             }
         }
-        Ok(self.done)
+        Ok(self.done())
     }
 
     async fn go_elsewhere(&mut self) {
         sleep(RETRY_PAUSE).await;
-        self.current = (self.current + 1) % self.endpoints.len();
-        self.kv = kv_client(&self.endpoints[self.current]);
+        self.current = self.current.wrapping_add(1);
+        self.endpoint = nth(&self.endpoints.borrow(), self.current);
+        self.kv = kv_client(&self.endpoint);
+    }
+
+    /// Waits for an answer within the limit. `None`: it is unknown whether the request was served.
+    async fn answer<T>(&mut self, request: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Option<T> {
+        let begin = Instant::now();
+        let failure = match timeout(REQUEST_LIMIT, request).await {
+            Ok(Ok(response)) => {
+                if let Some(since) = self.failing_since.take() {
+                    self.done.longest_outage = self.done.longest_outage.max(since.elapsed());
+                }
+                return Some(response.into_inner());
+            }
+            Ok(Err(status)) => {
+                let failure = format!("{:?}: {}", status.code(), status.message());
+                if !is_curable(&status) {
+                    self.done.final_failures.push(format!("{failure} (from {})", self.endpoint));
+                }
+                failure
+            }
+            Err(_) => format!("no answer within {REQUEST_LIMIT:?}"),
+        };
+        self.failing_since.get_or_insert(begin);
+        *self.done.failures.entry(failure).or_default() += 1;
+        None
+    }
+
+    /// Stops, and takes note of an outage that has not ended.
+    fn done(mut self) -> Done {
+        let present = self.failing_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.done.longest_outage = self.done.longest_outage.max(present);
+        self.done
     }
 
     /// Attempts one change; false if there was no answer.
@@ -239,7 +323,7 @@ impl Client {
     fn read_after(&mut self, what: &str, begun_after: i64, header: Option<ResponseHeader>) -> Result<i64> {
         let revision = header.context("an answer without a header")?.revision;
         if revision < begun_after {
-            let member = &self.endpoints[self.current];
+            let member = &self.endpoint;
             let stale = format!("{what} from {member} is at revision {revision}, after {begun_after} had been told");
             self.done.stale.push(stale);
         }
@@ -248,10 +332,11 @@ impl Client {
     }
 
     async fn put(&mut self) -> Result<bool> {
+        let mut kv = self.kv.clone();
         let (number, begun_after) = (self.progress.next_number(), self.progress.told());
         let (key, value) = (self.own_key(), self.value(number));
         let put = PutRequest { key: key.clone(), value: value.clone(), ..PutRequest::default() };
-        let outcome = match answer(self.kv.put(put)).await {
+        let outcome = match self.answer(kv.put(put)).await {
             Some(response) => Outcome::Done(response.header.context("no header")?.revision),
             None => Outcome::Unknown,
         };
@@ -259,11 +344,12 @@ impl Client {
     }
 
     async fn put_pair(&mut self) -> Result<bool> {
+        let mut kv = self.kv.clone();
         let (number, begun_after) = (self.progress.next_number(), self.progress.told());
         let value = self.value(number);
         let keys: Vec<Bytes> = ["a", "b"].map(|half| format!("pair/{}/{half}", self.index).into()).into();
         let success = keys.iter().map(|key| put_op(key, &value)).collect();
-        let outcome = match answer(self.kv.txn(TxnRequest { success, ..TxnRequest::default() })).await {
+        let outcome = match self.answer(kv.txn(TxnRequest { success, ..TxnRequest::default() })).await {
             Some(response) => Outcome::Done(response.header.context("no header")?.revision),
             None => Outcome::Unknown,
         };
@@ -272,10 +358,11 @@ impl Client {
 
     /// Reads a counter and replaces it by one more, if nobody else has meanwhile.
     async fn count(&mut self) -> Result<bool> {
+        let mut kv = self.kv.clone();
         let key = Bytes::from(format!("counter/{}", self.random.random_range(0..COUNTERS)));
         let begun_after = self.progress.told();
         let range = RangeRequest { key: key.clone(), ..RangeRequest::default() };
-        let Some(response) = answer(self.kv.range(range)).await else { return Ok(false) };
+        let Some(response) = self.answer(kv.range(range)).await else { return Ok(false) };
         self.read_after("a range of one key", begun_after, response.header)?;
         let (old, mod_revision) = match response.kvs.first() {
             Some(kv) => {
@@ -296,7 +383,7 @@ impl Client {
             ..Compare::default()
         };
         let txn = TxnRequest { compare: vec![unchanged], success: vec![put_op(&key, &value)], failure: vec![] };
-        let outcome = match answer(self.kv.txn(txn)).await {
+        let outcome = match self.answer(kv.txn(txn)).await {
             Some(response) if response.succeeded => Outcome::Done(response.header.context("no header")?.revision),
             Some(response) => {
                 return self.read_after("a transaction without effect", begun_after, response.header).map(|_| true);
@@ -307,10 +394,11 @@ impl Client {
     }
 
     async fn delete(&mut self) -> Result<bool> {
+        let mut kv = self.kv.clone();
         let (number, begun_after) = (self.progress.next_number(), self.progress.told());
         let key = self.own_key();
         let delete = DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() };
-        let outcome = match answer(self.kv.delete_range(delete)).await {
+        let outcome = match self.answer(kv.delete_range(delete)).await {
             Some(response) if response.deleted == 1 => Outcome::Done(response.header.context("no header")?.revision),
             Some(response) => {
                 return self.read_after("a delete of nothing", begun_after, response.header).map(|_| true);
@@ -327,10 +415,11 @@ impl Client {
                 self.go_elsewhere().await;
             }
         }
-        Ok(self.done)
+        Ok(self.done())
     }
 
     async fn read(&mut self, writers: u32) -> Result<bool> {
+        let mut kv = self.kv.clone();
         let prefix = Bytes::from(format!("key/{}/", self.random.random_range(0..writers)));
         let serializable = self.random.random();
         let begun_after = self.progress.told();
@@ -341,7 +430,7 @@ impl Client {
             serializable,
             ..RangeRequest::default()
         };
-        let Some(response) = answer(self.kv.range(range)).await else { return Ok(false) };
+        let Some(response) = self.answer(kv.range(range)).await else { return Ok(false) };
         let revision = if serializable {
             response.header.context("an answer without a header")?.revision
         } else {

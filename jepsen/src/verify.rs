@@ -11,13 +11,11 @@ use rand::{Rng as _, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, transport::Channel};
 
-use super::{
-    load::{Progress, Read},
-    watcher::Watcher,
-};
 use crate::{
     history::{History, Ledger, Write, read_history},
+    load::{Progress, Read},
     process::{Cluster, Node},
+    watcher::Watcher,
 };
 
 /// How long a member may take to catch up with the others.
