@@ -23,6 +23,7 @@ mod bootstrap;
 mod checks;
 mod cluster;
 mod compactor;
+mod concurrency;
 mod config;
 mod context;
 mod duration;

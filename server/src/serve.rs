@@ -28,6 +28,7 @@ use tower::Service;
 
 use crate::{
     cluster::ClusterService,
+    concurrency::{self, ElectionService, LockService},
     config::{Connections, Listen},
     context::Context,
     http,
@@ -77,6 +78,7 @@ pub fn bind(listen: &Listen, reuse_port: bool) -> Result<TcpListener, BindError>
 /// The gRPC services for clients.
 pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lease::Clock>) -> anyhow::Result<Router> {
     let max = ctx.limits.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
+    let local = concurrency::Local::new(ctx.clone(), hub.clone(), clock.clone());
     let mut routes = Routes::builder();
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -93,8 +95,8 @@ pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lea
         ClusterServer: ClusterService::new(ctx.clone());
         MaintenanceServer: MaintenanceService::new(ctx.clone(), health);
         AuthServer: Missing;
-        ElectionServer: Missing;
-        LockServer: Missing;
+        ElectionServer: ElectionService::new(local.clone());
+        LockServer: LockService::new(local);
     }
     add(&mut routes, health_server);
     let reflection = || {

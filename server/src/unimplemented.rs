@@ -3,11 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use proto::{
-    etcdserverpb::{self as pb, auth_server::Auth},
-    v3electionpb::{self, election_server::Election},
-    v3lockpb::{self, lock_server::Lock},
-};
+use proto::etcdserverpb::{self as pb, auth_server::Auth};
 use tonic::{Request, Response, Status};
 
 /// The type of a stream that is never made.
@@ -53,19 +49,6 @@ missing! { "etcdserverpb.Auth", Auth, pb, {}
     role_revoke_permission = RoleRevokePermission(AuthRoleRevokePermissionRequest) -> pb::AuthRoleRevokePermissionResponse;
 }
 
-missing! { "v3electionpb.Election", Election, v3electionpb, { type ObserveStream = NoStream<v3electionpb::LeaderResponse>; }
-    campaign = Campaign(CampaignRequest) -> v3electionpb::CampaignResponse;
-    proclaim = Proclaim(ProclaimRequest) -> v3electionpb::ProclaimResponse;
-    leader = Leader(LeaderRequest) -> v3electionpb::LeaderResponse;
-    observe = Observe(LeaderRequest) -> Self::ObserveStream;
-    resign = Resign(ResignRequest) -> v3electionpb::ResignResponse;
-}
-
-missing! { "v3lockpb.Lock", Lock, v3lockpb, {}
-    lock = Lock(LockRequest) -> v3lockpb::LockResponse;
-    unlock = Unlock(UnlockRequest) -> v3lockpb::UnlockResponse;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,10 +58,5 @@ mod tests {
         let status = Auth::user_add(&Missing, Request::new(pb::AuthUserAddRequest::default())).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unimplemented);
         assert_eq!(status.message(), "pintle: etcdserverpb.Auth/UserAdd is not implemented");
-        let Err(status) = Election::observe(&Missing, Request::new(v3electionpb::LeaderRequest::default())).await
-        else {
-            panic!("Observe answered");
-        };
-        assert_eq!(status.message(), "pintle: v3electionpb.Election/Observe is not implemented");
     }
 }
