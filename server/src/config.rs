@@ -9,13 +9,12 @@ use crate::{
     flags::Flags,
     gates::{GateError, Gates},
     logging::{self, Logging},
+    quota,
     urls::{self, Url, UrlError},
 };
 
 /// etcd's bound, so that nobody waits forever for a leader.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
-/// What 0 stands for in `--quota-backend-bytes`.
-const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -155,7 +154,7 @@ impl Config {
                 max_request_bytes: number(flags, "max-request-bytes")?,
                 max_txn_ops: number(flags, "max-txn-ops")?,
                 quota_backend_bytes: match number(flags, "quota-backend-bytes")? {
-                    0 => DEFAULT_QUOTA_BYTES,
+                    0 => quota::DEFAULT_BYTES,
                     bytes => bytes,
                 },
             },

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{gates::Gates, metrics::Metrics};
+use crate::{gates::Gates, metrics::Metrics, quota::Quota};
 
 /// The bounds on what a client may ask.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ pub struct Limits {
     /// Of one encoded command, and of one watch response.
     pub max_request_bytes: usize,
     pub max_txn_ops: usize,
-    /// What Status shows; not enforced.
+    /// Negative for none.
     pub quota_backend_bytes: i64,
 }
 
@@ -34,6 +34,7 @@ pub struct Context {
     pub member: MemberId,
     pub limits: Limits,
     pub gates: Gates,
+    pub quota: Quota,
     pub watch_progress_interval: Duration,
     pub election_timeout: Duration,
     pub metrics: Arc<Metrics>,

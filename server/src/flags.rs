@@ -57,7 +57,7 @@ flags! {
     Value Taken "heartbeat-interval" = "100", "milliseconds between heartbeats";
     Value Taken "election-timeout" = "1000", "milliseconds without a heartbeat until an election";
     Value Taken "snapshot-count" = "10000", "applied entries between two snapshots";
-    Value Taken "quota-backend-bytes" = "0", "size that Status reports as quota (0: 2 GiB); not enforced yet";
+    Value Taken "quota-backend-bytes" = "0", "bytes the store may take before writes are refused (0: 2 GiB, negative: no quota)";
     Value Taken "max-request-bytes" = "1572864", "largest request in bytes";
     Value Taken "max-txn-ops" = "128", "most operations in a transaction";
     Value Taken "max-concurrent-streams" = "4294967295", "most streams a client connection may have open";

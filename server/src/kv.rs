@@ -16,7 +16,7 @@ use proto::{
         RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
     },
 };
-use storage::RangeCursor;
+use storage::{RangeCursor, cost};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -25,6 +25,7 @@ use crate::{
     admit::{Learner, admit},
     checks,
     context::Context,
+    quota,
 };
 
 /// A range that may bring more keys than this is read on a thread that may block.
@@ -99,6 +100,7 @@ impl Kv for KvService {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
         let request = request.into_inner();
+        quota::check(&self.ctx, cost::put(&request)).await?;
         checks::put(&request)?;
         match self.ctx.propose(Op::Put(request)).await? {
             Outcome::Put(mut response) => {
@@ -128,6 +130,7 @@ impl Kv for KvService {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
         let request = request.into_inner();
+        quota::check(&self.ctx, cost::txn(&request)).await?;
         checks::txn(&request, self.ctx.limits.max_txn_ops)?;
         let mut response = if checks::is_read_only(&request) {
             if !checks::is_serializable(&request) {

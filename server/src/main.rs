@@ -7,7 +7,7 @@
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! start.rs                                     store, Raft node and services put together; the end in order
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
-//! admit.rs, checks.rs, context.rs              before a request; what all services share
+//! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! kv.rs, watch/, lease/, maintenance.rs,
 //! cluster.rs, unimplemented.rs                 the services
 //! observer.rs                                  what the store tells watch and lease
@@ -39,6 +39,7 @@ mod metrics;
 mod observer;
 #[allow(dead_code, reason = "its users come next")]
 mod peer_http;
+mod quota;
 mod rpc_count;
 mod serve;
 mod start;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use proto::{
     EtcdError,
+    command::{command::Op, outcome::Result as Outcome},
     etcdserverpb::{
-        AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+        AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
         DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
         MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
-        alarm_request::AlarmAction, maintenance_server::Maintenance,
+        maintenance_server::Maintenance,
     },
 };
 use tonic::{Request, Response, Status};
@@ -51,16 +52,13 @@ async fn defragment(ctx: Arc<Context>, health: HealthReporter) -> Result<(), Sta
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        let request = request.into_inner();
-        if request.action != AlarmAction::Get as i32 {
-            // An alarm that stops no writes would promise what is not kept.
-            return Err(unimplemented("etcdserverpb.Maintenance/Alarm (ACTIVATE, DEACTIVATE)"));
+        match self.ctx.propose(Op::Alarm(request.into_inner())).await? {
+            Outcome::Alarm(mut response) => {
+                self.ctx.stamp(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(self.ctx.wrong_outcome("Alarm", &other)),
         }
-        self.ctx.read_barrier().await?;
-        let is_asked = |alarm: &AlarmMember| request.alarm == AlarmType::None as i32 || alarm.alarm == request.alarm;
-        let alarms = self.ctx.store.alarms().into_iter().filter(is_asked).collect();
-        let header = Some(self.ctx.header(self.ctx.store.revision()));
-        Ok(Response::new(AlarmResponse { header, alarms }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -135,6 +133,8 @@ fn problems(status: &raft::Status, alarms: &[AlarmMember]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use proto::etcdserverpb::AlarmType;
+
     use super::*;
 
     #[test]

@@ -27,6 +27,7 @@ use crate::{
     http, lease,
     metrics::{self, Metrics},
     observer::Observer,
+    quota::Quota,
     serve::{self, Server},
     urls, watch,
 };
@@ -98,12 +99,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         member: dir.identity.member,
         limits: config.limits,
         gates: config.gates.clone(),
+        quota: Quota::new(config.limits.quota_backend_bytes),
         watch_progress_interval: config.watch_progress_interval,
         election_timeout: config.election_timeout,
         metrics,
         fatal,
         shutdown: shutdown.clone(),
     });
+    ctx.quota.log();
     clock.attach(ctx.clone());
 
     let server = Server::new(config.connections, shutdown.clone());

@@ -31,6 +31,7 @@ use proto::{
 use rocksdb::WriteBatch;
 
 use crate::{
+    alarm,
     db::{ALARM, DATA, EVENTS, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
     event::{Change, Event, LeaseChange},
@@ -158,6 +159,9 @@ impl Batch<'_> {
     }
 
     fn execute(&mut self, op: Op, term: u64) -> Result<Answer, StorageError> {
+        if let Some(refusal) = alarm::refusal(&self.inner.alarms.read(), &op) {
+            return Ok(Answer::Failure(refusal.into()));
+        }
         let answer = match op {
             Op::Put(put) => self.put(&put).map(Answer::Put),
             Op::DeleteRange(delete) => self.delete_range(&delete).map(Answer::DeleteRange),

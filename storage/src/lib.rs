@@ -20,8 +20,10 @@
 //! - Refused requests ([`proto::EtcdError`]) and failures of this node ([`StorageError`]) are different types. What is
 //!   missing or does not match its checksum is a failure, never "not found".
 
+mod alarm;
 mod apply;
 mod compact;
+pub mod cost;
 mod db;
 mod error;
 mod event;

@@ -45,6 +45,10 @@ pub(crate) mod meta {
 pub(crate) const NEVER_COMPACTED: i64 = -1;
 const FIRST_REVISION: i64 = 1;
 
+/// RocksDB's names for sizes.
+const FILES_BYTES: &str = "rocksdb.total-sst-files-size";
+const MEMORY_BYTES: &str = "rocksdb.cur-size-all-mem-tables";
+
 pub struct Options {
     /// Told of every change.
     pub observer: Arc<dyn Observer>,
@@ -209,10 +213,15 @@ impl Store {
 
     pub fn size(&self) -> Result<Size, StorageError> {
         let db = &self.inner.view().db;
-        let memory = db.property("rocksdb.cur-size-all-mem-tables")?;
-        let files = db.property("rocksdb.total-sst-files-size")?;
         let live = db.property("rocksdb.live-sst-files-size")?.min(db.property("rocksdb.estimate-live-data-size")?);
-        Ok(Size { on_disk: (files + memory) as i64, in_use: (live + memory) as i64 })
+        let memory = db.property(MEMORY_BYTES)?;
+        Ok(Size { on_disk: self.size_on_disk()?, in_use: (live + memory) as i64 })
+    }
+
+    /// [`Size::on_disk`] alone.
+    pub fn size_on_disk(&self) -> Result<i64, StorageError> {
+        let db = &self.inner.view().db;
+        Ok((db.property(FILES_BYTES)? + db.property(MEMORY_BYTES)?) as i64)
     }
 
     /// Makes all that has been applied durable; returns the applied index that is durable now. The log may be purged

@@ -13,6 +13,7 @@ use proto::{
         LeaseTimeToLiveResponse, lease_server::Lease,
     },
 };
+use storage::cost;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     admit::{Learner, admit},
     context::Context,
+    quota,
     watch::leader_lost,
 };
 
@@ -113,6 +115,7 @@ fn final_grant(mut grant: LeaseGrantRequest, election_timeout: Duration) -> Leas
 impl Lease for LeaseService {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
+        quota::check(&self.context, cost::LEASE_GRANT).await?;
         let grant = final_grant(request.into_inner(), self.context.election_timeout);
         match self.context.propose(Op::LeaseGrant(grant)).await? {
             Outcome::LeaseGrant(mut response) => {
