@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::{
-    EtcdError,
+    EtcdError, MemberId,
     command::{command::Op, outcome::Result as Outcome},
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -12,6 +12,7 @@ use proto::{
         maintenance_server::Maintenance,
     },
 };
+use raft::RaftError;
 use tonic::{Request, Response, Status};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -22,6 +23,9 @@ use crate::{
     gates::Gate,
     unimplemented::{NoStream, unimplemented},
 };
+
+/// (etcd: `server/etcdserver/errors`, ErrTimeoutLeaderTransfer.)
+const TRANSFER_TIMEOUT: &str = "etcdserver: request timed out, leader transfer took too long";
 
 pub struct MaintenanceService {
     ctx: Arc<Context>,
@@ -114,13 +118,37 @@ impl Maintenance for MaintenanceService {
         Err(unimplemented("etcdserverpb.Maintenance/Snapshot"))
     }
 
-    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        Err(unimplemented("etcdserverpb.Maintenance/MoveLeader"))
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        move_leader(&self.ctx, MemberId(request.get_ref().target_id)).await?;
+        Ok(Response::new(MoveLeaderResponse::default()))
     }
 
     async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
         Err(unimplemented("etcdserverpb.Maintenance/Downgrade"))
     }
+}
+
+/// Returns when the other member leads.
+async fn move_leader(ctx: &Context, to: MemberId) -> Result<(), Status> {
+    if !ctx.node.status().is_leader {
+        return Err(EtcdError::NotLeader.into());
+    }
+    if !ctx.node.members().iter().any(|member| member.id == to && !member.is_learner) {
+        return Err(EtcdError::BadLeaderTransferee.into());
+    }
+    if to == ctx.member {
+        return Ok(());
+    }
+    tracing::info!(local_member_id = %ctx.member, transferee_member_id = %to, "leadership transfer starting");
+    match ctx.node.transfer_leadership(Some(to)).await {
+        Ok(()) => {}
+        // etcd has no gRPC code for it.
+        Err(RaftError::Timeout) => return Err(Status::unknown(TRANSFER_TIMEOUT)),
+        Err(error) => return Err(ctx.raft_error(error)),
+    }
+    tracing::info!(old_leader_member_id = %ctx.member, new_leader_member_id = %to, "leadership transfer finished");
+    Ok(())
 }
 
 /// What Status reports as errors.
