@@ -163,7 +163,7 @@ async fn try_start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluste
 
 fn put(key: &str, value: impl Into<Bytes>) -> Bytes {
     let put = PutRequest { key: key.to_string().into(), value: value.into(), ..Default::default() };
-    Command { op: Some(Op::Put(put)) }.encode_to_vec().into()
+    Command { op: Some(Op::Put(put)), auth: None }.encode_to_vec().into()
 }
 
 fn value(store: &Store, key: &str) -> Option<Bytes> {
@@ -297,7 +297,7 @@ async fn a_member_that_lost_its_directory_is_refused() {
     let leader = cluster.leader().await;
     let lost = (leader + 1) % 3;
     let attributes = MemberAttributes { id: lost as u64 + 1, name: "m".into(), client_urls: Vec::new() };
-    let command = Command { op: Some(Op::MemberAttributes(attributes)) }.encode_to_vec();
+    let command = Command { op: Some(Op::MemberAttributes(attributes)), auth: None }.encode_to_vec();
     cluster.node(leader).propose(command.into()).await.unwrap();
     cluster.crash(lost).await;
     let empty = TempDir::new().unwrap();

@@ -82,7 +82,7 @@ impl Context {
 
     /// Replicates a command and returns what applying it here gave; a refusal becomes its status.
     pub async fn propose(&self, op: Op) -> Result<Outcome, Status> {
-        let command = Command { op: Some(op) };
+        let command = Command { op: Some(op), auth: None };
         let size = command.encoded_len();
         if size + etcd_envelope_bytes(self.member) > self.limits.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
@@ -176,7 +176,7 @@ mod tests {
             value: vec![0; value_bytes].into(),
             ..Default::default()
         };
-        let size = |value_bytes| Command { op: Some(Op::Put(put(value_bytes))) }.encoded_len();
+        let size = |value_bytes| Command { op: Some(Op::Put(put(value_bytes))), auth: None }.encoded_len();
         let member = MemberId(11_382_902_454_091_896_042);
         assert_eq!(size(1_572_838) + etcd_envelope_bytes(member), MAX);
         assert_eq!(etcd_envelope_bytes(MemberId(0x1234)), 13);

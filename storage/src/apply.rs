@@ -19,7 +19,7 @@ use bytes::Bytes;
 use prost::Message;
 use proto::{
     EtcdError, KeyRange, LeaseId, Revision,
-    command::{Command, Done, Outcome, command::Op, outcome::Result as Answer},
+    command::{AuthDone, AuthInfo, Command, Done, Outcome, command::Op, outcome::Result as Answer},
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
         DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse,
@@ -32,6 +32,7 @@ use rocksdb::WriteBatch;
 
 use crate::{
     alarm,
+    auth::{self, AuthChange, AuthState},
     db::{ALARM, DATA, EVENTS, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
     event::{Change, Event, LeaseChange},
@@ -99,8 +100,9 @@ impl Applier {
             assert!(entry.index > applied.index, "entry {} applied after {}", entry.index, applied.index);
             let outcome = match &entry.payload {
                 Payload::Command(command) => {
-                    let op = Command::decode(command.clone()).ok().and_then(|command| command.op);
-                    let op = op.ok_or_else(|| {
+                    let command = Command::decode(command.clone()).ok();
+                    let command = command.and_then(|command| Some((command.op?, command.auth)));
+                    let (op, auth) = command.ok_or_else(|| {
                         let detail = format!("entry {} of the log holds no command known here", entry.index);
                         StorageError::damaged(&self.inner.dir, detail)
                     })?;
@@ -108,7 +110,7 @@ impl Applier {
                     if matches!(&op, Op::Txn(txn) if txn::reads_history(txn, batch.state.revision)) {
                         batch.write(&applied)?;
                     }
-                    batch.execute(op, entry.term)?
+                    batch.execute(op, auth.as_ref(), entry)?
                 }
                 Payload::Blank => Answer::Done(Done {}),
                 Payload::Membership(membership) => {
@@ -158,9 +160,16 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn execute(&mut self, op: Op, term: u64) -> Result<Answer, StorageError> {
+    fn execute(&mut self, op: Op, by: Option<&AuthInfo>, entry: &LogEntry) -> Result<Answer, StorageError> {
+        let term = entry.term;
         if let Some(refusal) = alarm::refusal(&self.inner.alarms.read(), &op) {
             return Ok(Answer::Failure(refusal.into()));
+        }
+        if self.state.auth.is_enabled() {
+            let checked = auth::check_command(&self.state.auth, &self.inner.leases.read(), by, &op);
+            if let Err(refusal) = checked {
+                return Ok(Answer::Failure(refusal.into()));
+            }
         }
         let answer = match op {
             Op::Put(put) => self.put(&put).map(Answer::Put),
@@ -189,6 +198,18 @@ impl Batch<'_> {
                 Ok(Answer::Done(Done {}))
             }
             Op::Alarm(alarm) => Ok(Answer::Alarm(self.alarm(&alarm))),
+            Op::AuthEnable(_)
+            | Op::AuthDisable(_)
+            | Op::UserAdd(_)
+            | Op::UserDelete(_)
+            | Op::UserChangePassword(_)
+            | Op::UserGrantRole(_)
+            | Op::UserRevokeRole(_)
+            | Op::RoleAdd(_)
+            | Op::RoleDelete(_)
+            | Op::RoleGrantPermission(_)
+            | Op::RoleRevokePermission(_)
+            | Op::Authenticate(_) => self.auth(&op, entry.index).map(Answer::AuthDone),
         };
         match answer.map_err(|failed| failed.into_error(&self.state.db)) {
             Ok(answer) => Ok(answer),
@@ -314,6 +335,20 @@ impl Batch<'_> {
             _ => Vec::new(),
         };
         AlarmResponse { header: header(self.state.revision), alarms: answered }
+    }
+
+    /// Users, roles and tokens.
+    fn auth(&mut self, op: &Op, index: u64) -> Result<AuthDone, Failed> {
+        let mut auth = AuthState::clone(&self.state.auth);
+        let changed = auth.execute(op, index).expect("only what is about users, roles and tokens comes here")?;
+        auth.write_changes(&self.state.auth, &self.state.db, &mut self.writes);
+        let token = match &changed {
+            Some(AuthChange::TokenAssigned { token, .. }) => token.clone(),
+            _ => String::new(),
+        };
+        self.change.auth.extend(changed);
+        self.state.auth = Arc::new(auth);
+        Ok(AuthDone { revision: self.state.revision, auth_revision: self.state.auth.revision(), token })
     }
 
     fn put_meta(&mut self, key: &[u8], value: &[u8]) {

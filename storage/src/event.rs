@@ -8,6 +8,7 @@ use proto::{
 };
 
 use crate::{
+    auth::AuthChange,
     db::EVENTS,
     error::{ReadError, StorageError},
     keys,
@@ -57,6 +58,7 @@ pub struct Change {
     /// In order of revisions.
     pub events: Vec<Arc<Event>>,
     pub leases: Vec<LeaseChange>,
+    pub auth: Vec<AuthChange>,
 }
 
 /// Learns of every change on the thread that applies it: after it was written and can be read, before it is answered.

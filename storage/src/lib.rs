@@ -7,6 +7,7 @@
 //!    ├─> readers see the new state                            store.rs, range.rs, stream.rs, hash.rs
 //!    ├─> Observer::applied(events, lease changes)             event.rs
 //!    └─> outcomes
+//!    users, roles, and who may do what                        auth/
 //! beside: compaction in small steps                           compact.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
 //! ```
@@ -22,6 +23,7 @@
 
 mod alarm;
 mod apply;
+mod auth;
 mod compact;
 pub mod cost;
 mod db;
@@ -39,6 +41,7 @@ mod stream;
 mod txn;
 
 pub use apply::{Applier, LogEntry, Payload};
+pub use auth::{AuthChange, AuthState, ROOT, Right};
 pub use error::{ReadError, StorageError};
 pub use event::{Change, Event, LeaseChange, Observer};
 pub use hash::HashKv;

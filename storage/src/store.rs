@@ -18,6 +18,7 @@ use proto::{
 
 use crate::{
     apply::Applier,
+    auth::AuthState,
     compact::Compactor,
     db::{ALARM, Db, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
@@ -102,6 +103,7 @@ pub(crate) struct View {
     pub index: Index,
     pub revision: i64,
     pub compacted: i64,
+    pub auth: Arc<AuthState>,
 }
 
 /// The applier's side of the same.
@@ -111,6 +113,7 @@ pub(crate) struct State {
     pub index: Index,
     pub revision: i64,
     pub compacted: i64,
+    pub auth: Arc<AuthState>,
 }
 
 /// All that stands in a RocksDB, brought into memory.
@@ -211,6 +214,15 @@ impl Store {
         self.inner.alarms.read().iter().map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
     }
 
+    /// Users and roles, as of the newest state that can be read.
+    pub fn auth(&self) -> Arc<AuthState> {
+        self.inner.view.read().auth.clone()
+    }
+
+    pub fn is_auth_enabled(&self) -> bool {
+        self.inner.view.read().auth.is_enabled()
+    }
+
     pub fn size(&self) -> Result<Size, StorageError> {
         let db = &self.inner.view().db;
         let live = db.property("rocksdb.live-sst-files-size")?.min(db.property("rocksdb.estimate-live-data-size")?);
@@ -271,8 +283,8 @@ impl View {
 
 impl State {
     pub fn view(&self) -> View {
-        let State { db, index, revision, compacted } = self.clone();
-        View { db, index, revision, compacted }
+        let State { db, index, revision, compacted, auth } = self.clone();
+        View { db, index, revision, compacted, auth }
     }
 }
 
@@ -349,7 +361,8 @@ impl Loaded {
         for (key, entry) in index.range(&KeyRange::all()) {
             leases.attach(key.clone(), entry.lease);
         }
-        let state = State { db, index, revision, compacted };
+        let auth = Arc::new(AuthState::load(&db)?);
+        let state = State { db, index, revision, compacted, auth };
         Ok(Loaded { state, leases, members, alarms, applied, compaction_finished })
     }
 }

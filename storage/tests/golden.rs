@@ -168,6 +168,7 @@ fn answer(bench: &mut Bench, line: &str, block: &[&str]) -> Vec<String> {
         outcome::Result::Failure(failure) => vec![failure.message],
         outcome::Result::Done(_) => Vec::new(),
         outcome::Result::Alarm(alarm) => vec![format!("{alarm:?}")],
+        outcome::Result::AuthDone(done) => vec![format!("{done:?}")],
     }
 }
 

@@ -73,7 +73,7 @@ impl Member for Context {
     }
 
     async fn propose_as_leader(&self, op: Op) -> Result<(), Status> {
-        let command = prost::Message::encode_to_vec(&Command { op: Some(op) });
+        let command = prost::Message::encode_to_vec(&Command { op: Some(op), auth: None });
         self.node.propose_as_leader(command.into()).await.map_err(|error| self.raft_error(error))?;
         Ok(())
     }

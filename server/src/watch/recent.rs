@@ -167,7 +167,7 @@ mod tests {
             };
             Arc::new(Event { kind: EventType::Put, kv, revision: Revision::new(revision, sub), prev: None })
         };
-        Change { revision, compacted: -1, events: (0..events as i64).map(event).collect(), leases: Vec::new() }
+        Change { revision, compacted: -1, events: (0..events as i64).map(event).collect(), ..Change::default() }
     }
 
     fn revisions(since: Since) -> Option<(Vec<i64>, i64, bool)> {

@@ -1,5 +1,7 @@
 //! A store under test, and the log it was applied from.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -9,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prost::Message;
-use proto::command::{Command, Outcome, command::Op};
+use proto::command::{AuthInfo, Command, Outcome, command::Op};
 use storage::{Applier, Change, LogEntry, Observer, Options, Payload, Store};
 use tempfile::TempDir;
 
@@ -45,11 +47,20 @@ impl Bench {
         self.apply_all([op]).remove(0)
     }
 
+    /// Applies a command on behalf of a user.
+    pub fn apply_by(&mut self, auth: Option<AuthInfo>, op: Op) -> Outcome {
+        self.apply_commands([Command { op: Some(op), auth }]).remove(0)
+    }
+
     /// Applies several commands as one batch.
     pub fn apply_all(&mut self, ops: impl IntoIterator<Item = Op>) -> Vec<Outcome> {
+        self.apply_commands(ops.into_iter().map(|op| Command { op: Some(op), auth: None }))
+    }
+
+    fn apply_commands(&mut self, commands: impl IntoIterator<Item = Command>) -> Vec<Outcome> {
         let begin = self.log.len();
-        for op in ops {
-            let payload = Payload::Command(Command { op: Some(op) }.encode_to_vec().into());
+        for command in commands {
+            let payload = Payload::Command(command.encode_to_vec().into());
             self.log.push(LogEntry { index: self.log.len() as u64 + 1, term: 1, payload });
         }
         self.applier.apply(&self.log[begin..]).unwrap()

@@ -93,7 +93,7 @@ impl TestHistory {
         };
         let event = Arc::new(Event { kind: EventType::Put, kv, revision: Revision::new(revision, 0), prev: None });
         events.push(event.clone());
-        Change { revision, compacted: *self.compacted.lock(), events: vec![event], leases: Vec::new() }
+        Change { revision, compacted: *self.compacted.lock(), events: vec![event], ..Change::default() }
     }
 
     pub fn compact(&self, revision: i64) -> Change {

@@ -40,7 +40,7 @@ impl World {
 
     fn apply(&mut self, op: Op) {
         self.index += 1;
-        let command = Command { op: Some(op) }.encode_to_vec();
+        let command = Command { op: Some(op), auth: None }.encode_to_vec();
         let entry = LogEntry { index: self.index, term: 1, payload: Payload::Command(command.into()) };
         let outcome = self.applier.apply(&[entry]).unwrap().remove(0);
         assert!(!matches!(outcome.result, Some(Answer::Failure(_)) | None), "{outcome:?}");
