@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use openraft::{EntryPayload, entry::RaftEntry, vote::RaftLeaderId};
-use prost::Message;
-use proto::peer;
+use proto::{MemberId, peer};
 
-use crate::types::{Command, Entry, LogId, Membership, Peer, StoredMembership, Vote, log_id};
+use crate::{
+    change::{Change, ChangePolicy},
+    types::{Command, Entry, LogId, Membership, Peer, StoredMembership, Vote, log_id},
+};
 
 /// A message that does not say what it has to.
 #[derive(Debug, thiserror::Error)]
@@ -67,21 +68,23 @@ pub fn membership_to_wire(membership: &Membership) -> peer::Membership {
         .iter()
         .map(|voters| peer::membership::Config { voters: voters.iter().copied().collect() })
         .collect();
-    let members = membership
-        .nodes()
-        .map(|(&id, node)| peer::membership::Member { id, name: node.name.clone(), peer_urls: node.urls.clone() })
-        .collect();
+    let members = membership.nodes().map(|(&id, node)| member_to_wire(id, node)).collect();
     peer::Membership { configs, members }
+}
+
+pub fn member_to_wire(id: u64, peer: &Peer) -> peer::membership::Member {
+    let Peer { name, urls, joins_as_voter } = peer.clone();
+    peer::membership::Member { id, name, peer_urls: urls, joins_as_voter }
+}
+
+pub fn member_from_wire(member: peer::membership::Member) -> (u64, Peer) {
+    (member.id, Peer { name: member.name, urls: member.peer_urls, joins_as_voter: member.joins_as_voter })
 }
 
 pub fn membership_from_wire(membership: peer::Membership) -> Result<Membership, Malformed> {
     let configs: Vec<BTreeSet<u64>> =
         membership.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, Peer> = membership
-        .members
-        .into_iter()
-        .map(|member| (member.id, Peer { name: member.name, urls: member.peer_urls }))
-        .collect();
+    let nodes: BTreeMap<u64, Peer> = membership.members.into_iter().map(member_from_wire).collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
@@ -92,6 +95,7 @@ pub fn stored_to_wire(stored: &StoredMembership) -> peer::StoredMembership {
     peer::StoredMembership {
         id: stored.log_id().as_ref().map(id_to_wire),
         membership: Some(membership_to_wire(stored.membership())),
+        removed: Vec::new(),
     }
 }
 
@@ -100,16 +104,33 @@ pub fn stored_from_wire(stored: peer::StoredMembership) -> Result<StoredMembersh
     Ok(StoredMembership::new(stored.id.map(id_from_wire), membership))
 }
 
-/// What the store keeps as the membership: opaque there.
-pub fn stored_to_bytes(stored: &StoredMembership) -> Bytes {
-    stored_to_wire(stored).encode_to_vec().into()
+pub fn change_to_wire(change: &Change, policy: ChangePolicy) -> peer::ChangeMembersRequest {
+    use peer::change_members_request::Change as Wire;
+    let member = |id: MemberId, urls: &[String]| peer::membership::Member {
+        id: id.0,
+        peer_urls: urls.to_vec(),
+        ..Default::default()
+    };
+    let change = match change {
+        Change::AddVoter { id, peer_urls } => Wire::AddVoter(member(*id, peer_urls)),
+        Change::AddLearner { id, peer_urls } => Wire::AddLearner(member(*id, peer_urls)),
+        Change::Remove(id) => Wire::Remove(id.0),
+        Change::Promote(id) => Wire::Promote(id.0),
+        Change::Update { id, peer_urls } => Wire::Update(member(*id, peer_urls)),
+    };
+    let learners_max = u32::try_from(policy.learners_max).unwrap_or(u32::MAX);
+    peer::ChangeMembersRequest { change: Some(change), is_strict: policy.is_strict, learners_max }
 }
 
-/// Reads what [`stored_to_bytes`] wrote; no bytes: no membership yet.
-pub fn stored_from_bytes(bytes: &[u8]) -> Result<StoredMembership, Malformed> {
-    if bytes.is_empty() {
-        return Ok(StoredMembership::default());
-    }
-    let stored = peer::StoredMembership::decode(bytes).map_err(|_| Malformed("the stored membership"))?;
-    stored_from_wire(stored)
+pub fn change_from_wire(request: peer::ChangeMembersRequest) -> Result<(Change, ChangePolicy), Malformed> {
+    use peer::change_members_request::Change as Wire;
+    let policy = ChangePolicy { is_strict: request.is_strict, learners_max: request.learners_max as usize };
+    let change = match request.change.ok_or(Malformed("no change"))? {
+        Wire::AddVoter(member) => Change::AddVoter { id: MemberId(member.id), peer_urls: member.peer_urls },
+        Wire::AddLearner(member) => Change::AddLearner { id: MemberId(member.id), peer_urls: member.peer_urls },
+        Wire::Remove(id) => Change::Remove(MemberId(id)),
+        Wire::Promote(id) => Change::Promote(MemberId(id)),
+        Wire::Update(member) => Change::Update { id: MemberId(member.id), peer_urls: member.peer_urls },
+    };
+    Ok((change, policy))
 }

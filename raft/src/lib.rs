@@ -5,6 +5,9 @@
 //!  ├ propose.rs                     batches of proposals, to the log or to the leader
 //!  ├ read_index.rs                  linearizable reads
 //!  ├ status.rs                      who leads
+//!  ├ change.rs, membership.rs       changes of the membership: the rules, and carrying them out
+//!  ├ contact.rs                     who does not answer, for the log
+//!  ├ roster.rs, removal.rs          the members as applied, and who was removed
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
 //!  └ network/                       peers, replication, snapshots
@@ -15,12 +18,17 @@
 //! - The log lets go only of what the store has made durable.
 //! - A failed write or sync of the log stops the node; it is never tried again.
 
+mod change;
+mod contact;
 mod convert;
 mod log;
+mod membership;
 mod network;
 mod node;
 mod propose;
 mod read_index;
+mod removal;
+mod roster;
 mod state_machine;
 mod status;
 mod types;
@@ -30,6 +38,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use proto::{ClusterId, MemberId};
 
+pub use change::{Change, ChangePolicy};
+pub use membership::ChangeError;
 pub use node::Node;
 
 /// A member of the cluster.
@@ -49,6 +59,8 @@ pub struct Config {
     pub cluster: ClusterId,
     /// The membership that a new cluster begins with: the same on all its members. Not looked at when there is a log.
     pub initial_members: Vec<Member>,
+    /// The cluster runs already: `initial_members` are those to ask, and the leader tells the rest.
+    pub is_joining: bool,
     /// Snapshots on their way stand in `member/snapshots` below it.
     pub data_dir: PathBuf,
     pub wal_dir: PathBuf,
@@ -106,6 +118,8 @@ pub struct Status {
     pub applied_index: u64,
     /// Why this node cannot go on.
     pub fatal: Option<String>,
+    /// This member has been removed from the cluster, for ever.
+    pub is_removed: bool,
 }
 
 /// Answers what other members ask this one as the leader; requests and answers are in the encoding of its owner.

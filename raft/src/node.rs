@@ -1,10 +1,14 @@
 //! A member: its log, its store, its peers, put together.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
-use proto::{MemberId, command::Outcome, peer};
+use proto::{EtcdError, MemberId, command::Outcome, peer};
 use storage::Store;
 use tokio::{
     sync::watch,
@@ -12,12 +16,16 @@ use tokio::{
 };
 
 use crate::{
-    Config, LeaderHandler, Member, RaftError, StartError, Status,
+    Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, RaftError, StartError, Status, contact,
+    convert::change_to_wire,
     log::{Log, LogError},
+    membership::Changes,
     network::{client::Peers, server::PeerService, transfer},
     propose::{Fate, Overloaded, Proposer},
     read_index::ReadIndex,
-    state_machine::{StateMachine, applied_id},
+    removal::{self, Heard},
+    roster::{Roster, is_voting},
+    state_machine::{StateMachine, applied_id, roster_of},
     status::Leadership,
     types::{Peer, Raft},
 };
@@ -49,6 +57,9 @@ struct Inner {
     applied: watch::Receiver<u64>,
     snapshots: Arc<transfer::Folder>,
     leader_handler: Arc<dyn LeaderHandler>,
+    changes: Changes,
+    roster: watch::Receiver<Arc<Roster>>,
+    heard: Heard,
 }
 
 impl Node {
@@ -74,10 +85,10 @@ impl Node {
         let io = |error: std::io::Error| StartError::Io(error.to_string());
         let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
         let snapshots = Arc::new(snapshots.map_err(io)?);
-        let peers = Peers::new(config.cluster.0, config.election_timeout, snapshots.clone());
+        let peers = Peers::new(config.cluster.0, config.member.0, config.election_timeout, snapshots.clone());
         let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
         let others = members.clone().into_iter().filter(|(id, _)| *id != config.member.0);
-        if is_fresh && peers.is_bootstrapped(config.member.0, others).await {
+        if is_fresh && peers.ask_about(config.member.0, others).await.is_bootstrapped {
             return Err(StartError::Config(format!(
                 "member {:x} has already been bootstrapped, but its data directory is empty: it would vote without \
                  knowing what it had promised; remove the member from the cluster and add a new one",
@@ -85,20 +96,45 @@ impl Node {
             )));
         }
         let (progress, applied) = watch::channel(store.applied().index);
-        let state_machine = StateMachine::new(store.clone(), log.clone(), progress).map_err(io)?;
+        let (roster_sender, roster) = watch::channel(Arc::new(roster_of(&store.applied()).map_err(io)?));
+        let state_machine = StateMachine::new(store.clone(), log.clone(), progress, roster_sender).map_err(io)?;
         let raft_config = Arc::new(raft_config(&config)?);
         let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;
         let raft = raft.map_err(|error| StartError::Damaged(error.to_string()))?;
-        if is_fresh && !members.is_empty() {
+        peers.follow(raft.metrics());
+        if is_fresh && !config.is_joining && !members.is_empty() {
             // Another member's request may have come first: then this one is initialized already.
             if let Err(error) = raft.initialize(members).await {
                 tracing::debug!(%error, "already initialized");
             }
         }
 
-        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout);
+        let (removed_sender, removed) = watch::channel(false);
+        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout, removed);
         let proposer = Proposer::start(raft.clone(), peers.clone(), leadership.clone());
         let reads = ReadIndex::start(raft.clone(), peers.clone(), leadership.clone(), 2 * config.election_timeout);
+        let changes = Changes {
+            member: config.member.0,
+            raft: raft.clone(),
+            store: store.clone(),
+            reads: reads.clone(),
+            roster: roster.clone(),
+            heartbeat: config.heartbeat,
+            election_timeout: config.election_timeout,
+            one_at_a_time: Arc::default(),
+        };
+        tokio::spawn(changes.clone().seat_newcomers());
+        tokio::spawn(contact::log_changes(raft.clone(), config.election_timeout));
+        let heard = Heard::now();
+        let removal = removal::Watcher {
+            member: config.member.0,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            heard: heard.clone(),
+            roster: roster.clone(),
+            election_timeout: config.election_timeout,
+        };
+        tokio::spawn(removal.run(removed_sender));
         let inner = Inner {
             member: config.member.0,
             cluster: config.cluster.0,
@@ -113,6 +149,9 @@ impl Node {
             applied,
             snapshots,
             leader_handler,
+            changes,
+            roster,
+            heard,
         };
         Ok(Node { inner: Arc::new(inner) })
     }
@@ -193,13 +232,16 @@ impl Node {
         self.inner.leadership.watch()
     }
 
-    /// The membership, with what members said of themselves, in order of ids.
+    /// The membership as it is applied here, with what members said of themselves, in order of ids.
     pub fn members(&self) -> Vec<Member> {
         let attributes: BTreeMap<u64, _> =
             self.inner.store.member_attributes().into_iter().map(|member| (member.id, member)).collect();
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
+        let roster = self.inner.roster.borrow().clone();
+        // Nothing is applied yet in a new cluster's first moment; then its first membership is in the log.
+        let membership = match roster.stored.log_id() {
+            Some(_) => roster.membership().clone(),
+            None => self.inner.raft.metrics().borrow_watched().membership_config.membership().clone(),
+        };
         let mut members: Vec<Member> = membership
             .nodes()
             .map(|(id, peer)| {
@@ -209,12 +251,78 @@ impl Node {
                     name: said.map_or_else(String::new, |said| said.name.clone()),
                     peer_urls: peer.urls.clone(),
                     client_urls: said.map_or_else(Vec::new, |said| said.client_urls.clone()),
-                    is_learner: !membership.voter_ids().any(|voter| voter == *id),
+                    is_learner: !is_voting(&membership, *id, peer),
                 }
             })
             .collect();
         members.sort_by_key(|member| member.id);
         members
+    }
+
+    /// Those who vote now, and so not who is to vote as soon as it has caught up.
+    pub fn voters(&self) -> BTreeSet<MemberId> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().voter_ids().map(MemberId).collect()
+    }
+
+    /// Changes the membership, and gives the members there are then. The leader decides, whichever member is asked.
+    ///
+    /// # Errors
+    /// A refusal by etcd's rules, or what keeps Raft from making the change; then it may be made or not.
+    pub async fn change_members(&self, change: Change, policy: ChangePolicy) -> Result<Vec<Member>, ChangeError> {
+        let deadline = self.deadline();
+        loop {
+            let mut status = self.inner.leadership.watch();
+            status.mark_unchanged();
+            match self.change_at_leader(&change, policy, deadline).await {
+                Ok(index) => {
+                    return match change {
+                        // A removed member is not told of its removal any more.
+                        Change::Remove(id) if id.0 == self.inner.member => {
+                            Ok(self.members().into_iter().filter(|member| member.id != id).collect())
+                        }
+                        _ => {
+                            self.wait_applied(index, deadline).await?;
+                            Ok(self.members())
+                        }
+                    };
+                }
+                Err(ChangeError::Raft(RaftError::NotLeader)) => self.wait_for_leader(&mut status, deadline).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The position of the entry that made the change.
+    async fn change_at_leader(
+        &self,
+        change: &Change,
+        policy: ChangePolicy,
+        deadline: Instant,
+    ) -> Result<u64, ChangeError> {
+        use peer::change_members_response::Result as Answer;
+        let inner = &self.inner;
+        let (leader, peer) = inner.leadership.leader().ok_or(RaftError::NotLeader)?;
+        if leader == inner.member {
+            return inner.changes.make(change, policy, deadline).await;
+        }
+        let mut client = inner.peers.forwarding(leader, &peer);
+        let call = client.change_members(change_to_wire(change, policy));
+        let answer = timeout_at(deadline, call).await.map_err(|_| RaftError::Timeout)?;
+        let answer = answer.map_err(|status| {
+            tracing::debug!(%status, "the leader did not say what became of a change of the membership");
+            RaftError::LeaderChanged
+        })?;
+        match answer.into_inner().result {
+            Some(Answer::Index(index)) => Ok(index),
+            Some(Answer::Refused(failure)) => match EtcdError::from_message(&failure.message) {
+                Some(error) => Err(ChangeError::Refused(error)),
+                None => Err(RaftError::LeaderChanged.into()),
+            },
+            Some(Answer::NotLeader(_)) => Err(RaftError::NotLeader.into()),
+            None => Err(RaftError::LeaderChanged.into()),
+        }
     }
 
     /// The service that other members call.
@@ -229,6 +337,10 @@ impl Node {
             reads: inner.reads.clone(),
             snapshots: inner.snapshots.clone(),
             leader_handler: inner.leader_handler.clone(),
+            changes: inner.changes.clone(),
+            roster: inner.roster.clone(),
+            heard: inner.heard.clone(),
+            change_timeout: REQUEST_TIMEOUT + 2 * inner.election_timeout,
         };
         let service = peer::peer_server::PeerServer::new(service)
             .max_decoding_message_size(usize::MAX)
@@ -343,7 +455,7 @@ fn check_fit(log: &Log, store: &Store, config: &Config) -> Result<(), StartError
 }
 
 fn peer_of(member: &Member) -> (u64, Peer) {
-    (member.id.0, Peer { name: member.name.clone(), urls: member.peer_urls.clone() })
+    (member.id.0, Peer { name: member.name.clone(), urls: member.peer_urls.clone(), joins_as_voter: false })
 }
 
 /// A dead leader is noticed after its lease, which openraft takes to be the longest election timeout, and a random

@@ -3,9 +3,13 @@
 //! The thread is a plain one: the store blocks, and has no async. Entries that are committed together are applied in
 //! one batch, and each proposer is told by the same thread.
 
-use std::{io, path::PathBuf, thread};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use openraft::{
     OptionalSend, RaftSnapshotBuilder,
@@ -15,8 +19,8 @@ use storage::{Applied, Applier, LogEntry, StorageError, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    convert::{stored_from_bytes, stored_to_bytes},
     log::Log,
+    roster::Roster,
     types::{Entry, LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, position},
 };
 
@@ -36,7 +40,7 @@ pub enum SnapshotData {
 
 enum Job {
     Apply(Vec<EntryResponder<TypeConfig>>, oneshot::Sender<Result<(), StorageError>>),
-    Install(PathBuf, oneshot::Sender<Result<Applied, StorageError>>),
+    Install(PathBuf, oneshot::Sender<Result<Applied, io::Error>>),
 }
 
 pub struct StateMachine {
@@ -48,59 +52,77 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// `progress` is told the position (from 1) up to which the store has been applied.
-    pub fn new(store: Store, log: Log, progress: watch::Sender<u64>) -> io::Result<Self> {
+    /// `progress` is told the position (from 1) up to which the store has been applied, `roster` of changed members.
+    pub fn new(
+        store: Store,
+        log: Log,
+        progress: watch::Sender<u64>,
+        roster: watch::Sender<Arc<Roster>>,
+    ) -> io::Result<Self> {
         let (jobs, mut received) = mpsc::channel(4);
-        let (of_thread, mut applier) = (store.clone(), store.applier());
+        let mut thread = ApplyThread { store: store.clone(), applier: store.applier(), progress, roster };
         thread::Builder::new().name("apply".into()).spawn(move || {
             while let Some(job) = received.blocking_recv() {
                 match job {
-                    Job::Apply(entries, done) => drop(done.send(apply(&mut applier, entries, &progress))),
-                    Job::Install(dir, done) => {
-                        let installed = of_thread.install_checkpoint(&dir);
-                        if let Ok(applied) = &installed {
-                            progress.send_replace(applied.index);
-                        }
-                        drop(done.send(installed));
-                    }
+                    Job::Apply(entries, done) => drop(done.send(thread.apply(entries))),
+                    Job::Install(dir, done) => drop(done.send(thread.install(&dir))),
                 }
             }
         })?;
         Ok(StateMachine { store, log, jobs, flushed_at: 0 })
     }
 
-    async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StorageError>>) -> Job) -> Result<T, io::Error> {
+    async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, io::Error> {
         let (done, result) = oneshot::channel();
         let stopped = || io::Error::other("the apply thread has stopped");
         self.jobs.send(job(done)).await.map_err(|_| stopped())?;
-        result.await.map_err(|_| stopped())?.map_err(io::Error::other)
+        result.await.map_err(|_| stopped())
     }
 }
 
-fn apply(
-    applier: &mut Applier,
-    entries: Vec<EntryResponder<TypeConfig>>,
-    progress: &watch::Sender<u64>,
-) -> Result<(), StorageError> {
-    let (entries, responders): (Vec<LogEntry>, Vec<Option<ApplyResponder<TypeConfig>>>) =
-        entries.into_iter().map(|(entry, responder)| (to_log_entry(entry), responder)).unzip();
-    let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
-    let outcomes = applier.apply(&entries)?;
-    progress.send_replace(last);
-    for (responder, outcome) in responders.into_iter().zip(outcomes) {
-        if let Some(responder) = responder {
-            responder.send(outcome);
+/// What the one thread that changes the store holds.
+struct ApplyThread {
+    store: Store,
+    applier: Applier,
+    progress: watch::Sender<u64>,
+    roster: watch::Sender<Arc<Roster>>,
+}
+
+impl ApplyThread {
+    fn apply(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> Result<(), StorageError> {
+        let before = self.roster.borrow().clone();
+        let mut roster = before.clone();
+        let (entries, responders): (Vec<LogEntry>, Vec<Option<ApplyResponder<TypeConfig>>>) =
+            entries.into_iter().map(|(entry, responder)| (to_log_entry(entry, &mut roster), responder)).unzip();
+        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
+        let outcomes = self.applier.apply(&entries)?;
+        if !Arc::ptr_eq(&before, &roster) {
+            self.roster.send_replace(roster);
         }
+        self.progress.send_replace(last);
+        for (responder, outcome) in responders.into_iter().zip(outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn install(&mut self, dir: &Path) -> Result<Applied, io::Error> {
+        let applied = self.store.install_checkpoint(dir).map_err(io::Error::other)?;
+        self.roster.send_replace(Arc::new(roster_of(&applied)?));
+        self.progress.send_replace(applied.index);
+        Ok(applied)
+    }
 }
 
-fn to_log_entry(entry: Entry) -> LogEntry {
+fn to_log_entry(entry: Entry, roster: &mut Arc<Roster>) -> LogEntry {
     let payload = match entry.payload {
         Payload::Blank => storage::Payload::Blank,
         Payload::Normal(command) => storage::Payload::Command(command.0),
         Payload::Membership(membership) => {
-            storage::Payload::Membership(stored_to_bytes(&StoredMembership::new(Some(entry.log_id), membership)))
+            *roster = Arc::new(roster.then(StoredMembership::new(Some(entry.log_id), membership)));
+            storage::Payload::Membership(roster.to_bytes())
         }
     };
     LogEntry { index: position(entry.log_id.index), term: entry.log_id.leader_id.term, payload }
@@ -113,12 +135,12 @@ pub fn applied_id(applied: &Applied) -> Option<LogId> {
 
 /// What openraft wants to know of a state of the store.
 pub fn meta_of(applied: &Applied) -> Result<SnapshotMeta, io::Error> {
-    let last_membership = membership_of(&applied.membership)?;
-    Ok(SnapshotMeta { last_log_id: applied_id(applied), last_membership })
+    Ok(SnapshotMeta { last_log_id: applied_id(applied), last_membership: roster_of(applied)?.stored })
 }
 
-fn membership_of(stored: &Bytes) -> Result<StoredMembership, io::Error> {
-    stored_from_bytes(stored).map_err(io::Error::other)
+/// The members that the store knows of.
+pub fn roster_of(applied: &Applied) -> Result<Roster, io::Error> {
+    Roster::from_bytes(&applied.membership).map_err(io::Error::other)
 }
 
 fn snapshot_of(applied: &Applied) -> Result<Snapshot, io::Error> {
@@ -131,7 +153,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let applied = self.store.applied();
-        Ok((applied_id(&applied), membership_of(&applied.membership)?))
+        Ok((applied_id(&applied), roster_of(&applied)?.stored))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
@@ -147,14 +169,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             batch.push(entry);
             if batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
                 let batch = std::mem::take(&mut batch);
-                self.run(|done| Job::Apply(batch, done)).await?;
+                self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)?;
                 bytes = 0;
             }
         }
         if batch.is_empty() {
             return Ok(());
         }
-        self.run(|done| Job::Apply(batch, done)).await
+        self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)
     }
 
     /// A snapshot is the flushed store: nothing is copied. It is put off until enough of the log could be let go.
@@ -178,7 +200,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if let Some(last) = meta.last_log_id {
             self.log.note_installation(last).await.map_err(io::Error::other)?;
         }
-        let applied = self.run(|done| Job::Install(dir, done)).await?;
+        let applied = self.run(|done| Job::Install(dir, done)).await??;
         match applied_id(&applied) == meta.last_log_id {
             true => Ok(()),
             false => Err(io::Error::other(format!("the snapshot ends at {applied:?}, and not at {meta}"))),

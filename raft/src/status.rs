@@ -8,6 +8,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
     Status,
+    roster::is_voting,
     types::{Peer, Raft, TypeConfig, position_of},
 };
 
@@ -21,8 +22,8 @@ pub struct Leadership {
 
 impl Leadership {
     /// Starts the task that follows Raft, which ends with it. A leader that has not heard from a quorum for an election
-    /// timeout is none any more.
-    pub fn start(member: u64, raft: Raft, election_timeout: Duration) -> Self {
+    /// timeout is none any more. `removed` tells when this member has been removed.
+    pub fn start(member: u64, raft: Raft, election_timeout: Duration, mut removed: watch::Receiver<bool>) -> Self {
         let mut raft_metrics = raft.metrics();
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
         let (sender, status) = watch::channel(now);
@@ -33,13 +34,15 @@ impl Leadership {
                 // The isolation of a leader is no change that Raft tells of.
                 tokio::select! {
                     changed = raft_metrics.changed() => if changed.is_err() { return },
+                    // Whoever told it may have ended; the ticks go on.
+                    Ok(()) = removed.changed() => {}
                     _ = ticks.tick() => {}
                 }
-                let now = status_of(&raft_metrics.borrow_and_update(), election_timeout);
+                let is_removed = *removed.borrow_and_update();
+                let now = Status { is_removed, ..status_of(&raft_metrics.borrow_and_update(), election_timeout) };
                 let is_stopped = now.fatal.is_some();
                 sender.send_if_modified(|status| {
-                    let is_new = (status.leader, status.is_leader, status.term, &status.fatal, status.is_learner)
-                        != (now.leader, now.is_leader, now.term, &now.fatal, now.is_learner);
+                    let is_new = roles(status) != roles(&now);
                     *status = now;
                     is_new
                 });
@@ -82,6 +85,11 @@ impl Leadership {
     }
 }
 
+/// What a change of is worth telling.
+fn roles(status: &Status) -> (Option<MemberId>, bool, u64, &Option<String>, bool, bool) {
+    (status.leader, status.is_leader, status.term, &status.fatal, status.is_learner, status.is_removed)
+}
+
 fn status_of(metrics: &RaftMetrics<TypeConfig>, election_timeout: Duration) -> Status {
     let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id);
     let is_alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
@@ -90,11 +98,19 @@ fn status_of(metrics: &RaftMetrics<TypeConfig>, election_timeout: Duration) -> S
     Status {
         leader: metrics.current_leader.filter(|_| !is_isolated).map(MemberId),
         is_leader: leads && !is_isolated,
-        is_learner: metrics.state == ServerState::Learner,
+        is_learner: is_learner(metrics),
         term: metrics.current_term,
         last_log_index: metrics.last_log_index.map_or(0, |index| index + 1),
         committed_index: position_of(metrics.cluster_committed.as_ref()),
         applied_index: position_of(metrics.last_applied.as_ref()),
         fatal: metrics.running_state.as_ref().err().map(|error| error.to_string()),
+        is_removed: false,
     }
+}
+
+/// To those outside, who was added as a voter is one.
+fn is_learner(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    let membership = metrics.membership_config.membership();
+    metrics.state == ServerState::Learner
+        && membership.get_node(&metrics.id).is_some_and(|peer| !is_voting(membership, metrics.id, peer))
 }

@@ -64,4 +64,6 @@ impl fmt::Display for Command {
 pub struct Peer {
     pub name: String,
     pub urls: Vec<String>,
+    /// Counts for a learner only: it was added as a voter, and becomes one when it has caught up.
+    pub joins_as_voter: bool,
 }

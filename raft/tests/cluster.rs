@@ -1,180 +1,15 @@
-//! Members on loopback, with real sockets, logs and stores.
+//! A cluster's promises to those who use it.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod harness;
+
+use std::time::Instant;
 
 use bytes::Bytes;
+use harness::{Cluster, ELECTION, put, put_on, try_start_member, value};
 use prost::Message;
-use proto::{
-    ClusterId, MemberId,
-    command::{Command, MemberAttributes, command::Op, outcome},
-    etcdserverpb::{PutRequest, RangeRequest},
-};
-use raft::{Config, LeaderHandler, Member, Node, RaftError, StartError};
-use storage::{Change, Observer, Options, Store};
+use proto::command::{Command, MemberAttributes, command::Op};
+use raft::RaftError;
 use tempfile::TempDir;
-use tokio::{
-    net::TcpListener,
-    runtime::{Builder, Runtime},
-    sync::mpsc,
-};
-use tokio_stream::wrappers::TcpListenerStream;
-
-const ELECTION: Duration = Duration::from_millis(500);
-
-/// Held by the store: the channel closes when the store does.
-struct Open(#[allow(dead_code, reason = "only its end is of use")] mpsc::Sender<()>);
-
-impl Observer for Open {
-    fn applied(&self, _: Change) {}
-    fn restored(&self, _: i64, _: i64) {}
-}
-
-/// Says who answered.
-struct Echo(u64);
-
-#[tonic::async_trait]
-impl LeaderHandler for Echo {
-    async fn handle(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
-        Ok([&request[..], &self.0.to_be_bytes()[..]].concat().into())
-    }
-}
-
-struct Running {
-    node: Node,
-    store: Store,
-    closed: mpsc::Receiver<()>,
-    /// All its tasks, connections included: they end with it.
-    runtime: Runtime,
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for running in self.running.drain(..).flatten() {
-            running.runtime.shutdown_background();
-        }
-    }
-}
-
-struct Cluster {
-    dirs: Vec<TempDir>,
-    addresses: Vec<SocketAddr>,
-    running: Vec<Option<Running>>,
-}
-
-impl Cluster {
-    async fn start(size: usize) -> Cluster {
-        let mut addresses = Vec::new();
-        for _ in 0..size {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-            addresses.push(listener.local_addr().unwrap());
-        }
-        let dirs = (0..size).map(|_| TempDir::new().unwrap()).collect();
-        let mut cluster = Cluster { dirs, addresses, running: Vec::new() };
-        cluster.running.resize_with(size, || None);
-        for i in 0..size {
-            cluster.start_node(i).await;
-        }
-        cluster
-    }
-
-    async fn start_node(&mut self, i: usize) {
-        let node = start_member(self.dirs[i].path(), i, &self.addresses, 0xc1).await;
-        self.running[i] = Some(node);
-    }
-
-    /// Ends a node as a crash does: nothing is handed over or flushed.
-    async fn crash(&mut self, i: usize) {
-        let Running { node, store, mut closed, runtime } = self.running[i].take().unwrap();
-        drop((node, store));
-        runtime.shutdown_background();
-        assert_eq!(closed.recv().await, None);
-    }
-
-    fn node(&self, i: usize) -> &Node {
-        &self.running[i].as_ref().unwrap().node
-    }
-
-    fn store(&self, i: usize) -> &Store {
-        &self.running[i].as_ref().unwrap().store
-    }
-
-    async fn leader(&self) -> usize {
-        let any = self.running.iter().flatten().next().unwrap();
-        let mut status = any.node.watch_status();
-        let is_running = |id: MemberId| self.running[id.0 as usize - 1].is_some();
-        let status = status.wait_for(|status| status.leader.is_some_and(is_running)).await.unwrap();
-        status.leader.unwrap().0 as usize - 1
-    }
-}
-
-async fn start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u64) -> Running {
-    try_start_member(dir, i, addresses, cluster).await.unwrap()
-}
-
-async fn try_start_member(dir: &Path, i: usize, addresses: &[SocketAddr], cluster: u64) -> Result<Running, StartError> {
-    let member = |(i, address): (usize, &SocketAddr)| Member {
-        id: MemberId(i as u64 + 1),
-        name: format!("m{i}"),
-        peer_urls: vec![format!("http://{address}")],
-        client_urls: Vec::new(),
-        is_learner: false,
-    };
-    let (open, closed) = mpsc::channel(1);
-    let options = Options { observer: Arc::new(Open(open)), cache_bytes: 1 << 20 };
-    let store = Store::open(&dir.join("db"), options).unwrap();
-    let config = Config {
-        member: MemberId(i as u64 + 1),
-        cluster: ClusterId(cluster),
-        initial_members: addresses.iter().enumerate().map(member).collect(),
-        data_dir: dir.into(),
-        wal_dir: dir.join("wal"),
-        heartbeat: ELECTION / 10,
-        election_timeout: ELECTION,
-        snapshot_count: 1000,
-        log_synced: Arc::new(|_| {}),
-    };
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (address, of_node) = (addresses[i], store.clone());
-    let serve = async move {
-        let node = Node::start(config, of_node, Arc::new(Echo(i as u64 + 1))).await?;
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_reuse_address(true).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        socket.bind(&address.into()).unwrap();
-        socket.listen(128).unwrap();
-        let incoming = TcpListenerStream::new(TcpListener::from_std(socket.into()).unwrap());
-        let router = tonic::transport::Server::builder().add_routes(node.peer_routes());
-        tokio::spawn(router.serve_with_incoming(incoming));
-        Ok(node)
-    };
-    match runtime.spawn(serve).await.unwrap() {
-        Ok(node) => Ok(Running { node, store, closed, runtime }),
-        Err(error) => {
-            runtime.shutdown_background();
-            Err(error)
-        }
-    }
-}
-
-fn put(key: &str, value: impl Into<Bytes>) -> Bytes {
-    let put = PutRequest { key: key.to_string().into(), value: value.into(), ..Default::default() };
-    Command { op: Some(Op::Put(put)), auth: None }.encode_to_vec().into()
-}
-
-fn value(store: &Store, key: &str) -> Option<Bytes> {
-    let request = RangeRequest { key: key.to_string().into(), ..Default::default() };
-    store.range(&request).unwrap().kvs.pop().map(|kv| kv.value)
-}
-
-async fn put_on(node: &Node, key: &str, value: &'static str) {
-    let outcome = node.propose(put(key, value)).await.unwrap();
-    assert!(matches!(outcome.result, Some(outcome::Result::Put(_))), "{outcome:?}");
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_leads_at_once_and_keeps_what_it_acknowledged() {
@@ -301,7 +136,7 @@ async fn a_member_that_lost_its_directory_is_refused() {
     cluster.node(leader).propose(command.into()).await.unwrap();
     cluster.crash(lost).await;
     let empty = TempDir::new().unwrap();
-    let refused = try_start_member(empty.path(), lost, &cluster.addresses, 0xc1).await.err().unwrap();
+    let refused = try_start_member(empty.path(), lost, &cluster.addresses, 3).await.err().unwrap();
     assert!(refused.to_string().contains("already been bootstrapped"), "{refused}");
     // With its own directory it is welcome.
     cluster.start_node(lost).await;

@@ -56,6 +56,13 @@ impl From<&str> for Output {
     }
 }
 
+/// openraft says at each attempt that a member did not answer, several times a second; `raft` says it once.
+const REPETITIVE: [(&str, LevelFilter); 3] = [
+    ("openraft::replication", LevelFilter::ERROR),
+    ("openraft::core::heartbeat", LevelFilter::ERROR),
+    ("openraft::core::raft_core", LevelFilter::ERROR),
+];
+
 /// etcd's names of levels; those above error mean a stop of the process there.
 pub fn level(name: &str) -> Option<LevelFilter> {
     Some(match name {
@@ -92,7 +99,7 @@ impl Logging {
         // What libraries say of themselves matters only when it is wrong.
         let libraries = self.level.min(LevelFilter::WARN);
         let ours = ["pintle", "raft", "storage"].map(|target| (target, self.level));
-        let filter = Targets::new().with_default(libraries).with_targets(ours);
+        let filter = Targets::new().with_default(libraries).with_targets(REPETITIVE).with_targets(ours);
         tracing_subscriber::registry().with(filter).with(layer).init();
         Ok(())
     }

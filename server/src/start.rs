@@ -193,6 +193,7 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>) -> anyhow
         member: dir.identity.member,
         cluster: dir.identity.cluster,
         initial_members,
+        is_joining: false,
         data_dir: config.data_dir.clone(),
         wal_dir: dir.wal.clone(),
         heartbeat: config.heartbeat,

@@ -1,6 +1,11 @@
 //! Calls to another member.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -9,7 +14,9 @@ use futures::{
 };
 use openraft::{
     OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    async_runtime::WatchReceiver as _,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    metrics::RaftMetrics,
     network::RPCOption,
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
@@ -26,30 +33,32 @@ use tonic::{
 };
 
 use super::{
-    CLUSTER, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire, transfer, vote_request_to_wire,
+    CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire, transfer, vote_request_to_wire,
     voted_from_wire,
 };
 use crate::{
     convert::{id_to_wire, vote_from_wire, vote_to_wire},
     state_machine::SnapshotData,
-    types::{Peer, Snapshot, TypeConfig, Vote},
+    types::{Membership, Peer, Snapshot, TypeConfig, Vote},
 };
 
 const WINDOW_BYTES: u32 = 4 << 20;
 
 pub type Client = PeerClient<InterceptedService<Channel, Stamp>>;
 
-/// Says on each call whom it is for.
+/// Says on each call whom it is for, and from.
 #[derive(Clone)]
 pub struct Stamp {
     cluster: AsciiMetadataValue,
     member: AsciiMetadataValue,
+    from: AsciiMetadataValue,
 }
 
 impl Interceptor for Stamp {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert(CLUSTER, self.cluster.clone());
         request.metadata_mut().insert(MEMBER, self.member.clone());
+        request.metadata_mut().insert(FROM, self.from.clone());
         Ok(request)
     }
 }
@@ -58,15 +67,44 @@ impl Interceptor for Stamp {
 #[derive(Clone)]
 pub struct Peers {
     cluster: u64,
+    member: u64,
     election_timeout: Duration,
     snapshots: Arc<transfer::Folder>,
     /// Those for forwarding, by member.
     forwarding: Arc<Mutex<HashMap<u64, (Vec<String>, Client)>>>,
+    /// Knows the newest URLs, once Raft has started.
+    metrics: Arc<OnceLock<Metrics>>,
+}
+
+type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+
+/// What others know of a member.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Past {
+    pub is_bootstrapped: bool,
+    pub is_removed: bool,
 }
 
 impl Peers {
-    pub fn new(cluster: u64, election_timeout: Duration, snapshots: Arc<transfer::Folder>) -> Self {
-        Peers { cluster, election_timeout, snapshots, forwarding: Arc::default() }
+    /// Of this `member`, to the others.
+    pub fn new(cluster: u64, member: u64, election_timeout: Duration, snapshots: Arc<transfer::Folder>) -> Self {
+        Peers { cluster, member, election_timeout, snapshots, forwarding: Arc::default(), metrics: Arc::default() }
+    }
+
+    /// From now on a member's URLs are those that Raft knows.
+    pub fn follow(&self, metrics: Metrics) {
+        // The first one stays: there is one Raft.
+        let _ = self.metrics.set(metrics);
+    }
+
+    fn newest_urls(&self, member: u64) -> Option<Vec<String>> {
+        let metrics = self.metrics.get()?.borrow_watched();
+        Some(metrics.membership_config.membership().get_node(&member)?.urls.clone())
+    }
+
+    /// Closes the connections to those that are no members any more.
+    pub fn forget_others_than(&self, membership: &Membership) {
+        self.forwarding.lock().retain(|id, _| membership.get_node(id).is_some());
     }
 
     /// A client that connects when it is used first, and anew when the connection is lost.
@@ -77,7 +115,7 @@ impl Peers {
             _ => Channel::balance_list(endpoints.into_iter()),
         };
         let hex = |id: u64| AsciiMetadataValue::try_from(format!("{id:x}")).expect("hexadecimal digits are ASCII");
-        let stamp = Stamp { cluster: hex(self.cluster), member: hex(target) };
+        let stamp = Stamp { cluster: hex(self.cluster), member: hex(target), from: hex(self.member) };
         PeerClient::with_interceptor(channel, stamp)
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX)
@@ -101,19 +139,21 @@ impl Peers {
         )
     }
 
-    /// Whether one of `peers` knows that `member` has been part of this cluster before. Those that do not answer in an
-    /// election timeout do not know.
-    pub async fn is_bootstrapped(&self, member: u64, peers: impl IntoIterator<Item = (u64, Peer)>) -> bool {
+    /// What `peers` together know of `member`. Those that do not answer in an election timeout know nothing.
+    pub async fn ask_about(&self, member: u64, peers: impl IntoIterator<Item = (u64, Peer)>) -> Past {
         let answers = peers.into_iter().map(|(id, peer)| {
             let mut client = self.forwarding(id, &peer);
             let timeout = self.election_timeout;
             async move {
                 let call = client.is_bootstrapped(peer::IsBootstrappedRequest { member });
-                let answer = tokio::time::timeout(timeout, call).await;
-                matches!(answer, Ok(Ok(answer)) if answer.get_ref().is_bootstrapped)
+                tokio::time::timeout(timeout, call).await.ok()?.ok()
             }
         });
-        futures::future::join_all(answers).await.contains(&true)
+        let answers = futures::future::join_all(answers).await;
+        answers.into_iter().flatten().fold(Past::default(), |past, answer| Past {
+            is_bootstrapped: past.is_bootstrapped || answer.get_ref().is_bootstrapped,
+            is_removed: past.is_removed || answer.get_ref().is_removed,
+        })
     }
 
     /// The client that requests of this member's clients are forwarded with.
@@ -135,14 +175,28 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 
     /// Each of replication, heartbeats and snapshots has a connection of its own, so that none waits behind another.
     async fn new_client(&mut self, target: u64, peer: &Peer) -> Connection {
-        Connection { client: self.connect(target, &peer.urls), snapshots: self.snapshots.clone() }
+        Connection { peers: self.clone(), target, client: self.connect(target, &peer.urls), urls: peer.urls.clone() }
     }
 }
 
-/// A connection to one member.
+/// A connection to one member, wherever its URLs are now.
 pub struct Connection {
+    peers: Peers,
+    target: u64,
     client: Client,
-    snapshots: Arc<transfer::Folder>,
+    urls: Vec<String>,
+}
+
+impl Connection {
+    fn client(&mut self) -> &mut Client {
+        if let Some(urls) = self.peers.newest_urls(self.target)
+            && urls != self.urls
+        {
+            self.client = self.peers.connect(self.target, &urls);
+            self.urls = urls;
+        }
+        &mut self.client
+    }
 }
 
 fn unreachable(error: impl std::error::Error + 'static) -> Unreachable<TypeConfig> {
@@ -174,7 +228,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = stream::iter([append_to_wire(request)]);
-        let mut responses = call(&option, self.client.append_stream(request)).await?;
+        let mut responses = call(&option, self.client().append_stream(request)).await?;
         let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
         let response = response.map_err(unreachable)?.unwrap_or_default();
         Ok(appended_from_wire(response).map_err(malformed)?.into())
@@ -196,7 +250,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             // openraft waits out its backoff before the first request: a member that is down is not called without end.
             let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
             let requests = stream::iter([first]).chain(requests);
-            let responses = call(&option, self.client.append_stream(requests)).await?;
+            let responses = call(&option, self.client().append_stream(requests)).await?;
             let responses = responses.map(|response| {
                 let response = response.map_err(unreachable)?;
                 Ok(appended_from_wire(response).map_err(malformed)?)
@@ -211,7 +265,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let response = call(&option, self.client.vote(vote_request_to_wire(request))).await?;
+        let response = call(&option, self.client().vote(vote_request_to_wire(request))).await?;
         Ok(voted_from_wire(response).map_err(malformed)?)
     }
 
@@ -220,7 +274,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let response = call(&option, self.client.pre_vote(vote_request_to_wire(request))).await?;
+        let response = call(&option, self.client().pre_vote(vote_request_to_wire(request))).await?;
         Ok(voted_from_wire(response).map_err(malformed)?)
     }
 
@@ -234,7 +288,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             to: *request.to_node_id(),
             last: request.last_log_id().map(id_to_wire),
         };
-        let response = call(&option, self.client.transfer_leader(message)).await?;
+        let response = call(&option, self.client().transfer_leader(message)).await?;
         match response.refused.as_str() {
             "" => Ok(Ok(())),
             refused => Err(malformed(Status::failed_precondition(refused)).into()),
@@ -249,8 +303,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         cancelled: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let parts = self.snapshots.send(vote);
-        let mut client = self.client.clone();
+        let parts = self.peers.snapshots.send(vote);
+        let mut client = self.client().clone();
         tokio::select! {
             closed = cancelled => Err(closed.into()),
             response = client.snapshot(parts) => {

@@ -1,7 +1,7 @@
 //! How members talk to each other: gRPC, as `peer.proto` has it.
 //!
-//! Every call names the cluster it belongs to and the member it is meant for; one that reached someone else is refused,
-//! with both ids in the text.
+//! Every call names the cluster it belongs to, the member it is meant for, and the one it is from; one that reached
+//! someone else is refused, with both ids in the text, and so is one from a member that has been removed.
 
 pub mod client;
 pub mod server;
@@ -13,18 +13,33 @@ use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
     convert::{Malformed, entry_from_wire, entry_to_wire, id_from_wire, id_to_wire, vote_from_wire, vote_to_wire},
+    roster::Roster,
     types::TypeConfig,
 };
 
 const CLUSTER: &str = "pintle-cluster";
 const MEMBER: &str = "pintle-member";
+const FROM: &str = "pintle-from";
 /// Time between two pings on an idle connection, and the time to wait for an answer, as a part of the election timeout.
 const KEEP_ALIVE_PARTS: u32 = 2;
 
+fn id_in(metadata: &MetadataMap, name: &str) -> Option<u64> {
+    metadata.get(name).and_then(|value| u64::from_str_radix(value.to_str().ok()?, 16).ok())
+}
+
+/// Refuses a call from a member that has been removed.
+fn check_sender(metadata: &MetadataMap, roster: &Roster) -> Result<(), Status> {
+    match id_in(metadata, FROM) {
+        Some(from) if roster.removed.contains(&from) => {
+            Err(Status::permission_denied("the member has been permanently removed from the cluster"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a call that is meant for another cluster or another member.
 fn check_target(metadata: &MetadataMap, cluster: u64, member: u64) -> Result<(), Status> {
-    let id = |name: &str| metadata.get(name).and_then(|value| u64::from_str_radix(value.to_str().ok()?, 16).ok());
-    match (id(CLUSTER), id(MEMBER)) {
+    match (id_in(metadata, CLUSTER), id_in(metadata, MEMBER)) {
         (Some(of), _) if of != cluster => Err(Status::failed_precondition(format!(
             "cluster ID mismatch: this is {cluster:x}, the call is for {of:x}"
         ))),

@@ -1,19 +1,25 @@
 //! What a member answers to others.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::BoxStream};
 use openraft::{errors::Fatal, raft::TransferLeaderRequest};
 use proto::peer::{self, peer_server};
 use storage::Store;
+use tokio::{sync::watch, time::Instant};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{append_from_wire, appended_to_wire, check_target, transfer, vote_request_from_wire, voted_to_wire};
+use super::{
+    append_from_wire, appended_to_wire, check_sender, check_target, transfer, vote_request_from_wire, voted_to_wire,
+};
 use crate::{
-    LeaderHandler,
-    convert::{Malformed, id_from_wire, stored_from_wire, vote_from_wire, vote_to_wire},
+    ChangeError, LeaderHandler, RaftError,
+    convert::{Malformed, change_from_wire, id_from_wire, stored_from_wire, vote_from_wire, vote_to_wire},
+    membership::Changes,
     propose::{Fate, Proposer},
     read_index::ReadIndex,
+    removal::Heard,
+    roster::Roster,
     state_machine::SnapshotData,
     types::{Raft, Snapshot, SnapshotMeta, TypeConfig},
 };
@@ -28,11 +34,17 @@ pub struct PeerService {
     pub reads: ReadIndex,
     pub snapshots: Arc<transfer::Folder>,
     pub leader_handler: Arc<dyn LeaderHandler>,
+    pub changes: Changes,
+    pub roster: watch::Receiver<Arc<Roster>>,
+    pub heard: Heard,
+    /// What a change of the membership may take.
+    pub change_timeout: Duration,
 }
 
 impl PeerService {
     fn check<T>(&self, request: Request<T>) -> Result<T, Status> {
         check_target(request.metadata(), self.cluster, self.member)?;
+        check_sender(request.metadata(), &self.roster.borrow())?;
         Ok(request.into_inner())
     }
 }
@@ -50,8 +62,12 @@ impl peer_server::Peer for PeerService {
         request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         let requests = self.check(request)?;
+        let heard = self.heard.clone();
         // A stream that breaks ends; the leader opens another.
-        let requests = tokio_stream::StreamExt::map_while(requests, |request| append_from_wire(request.ok()?).ok());
+        let requests = tokio_stream::StreamExt::map_while(requests, move |request| {
+            heard.note();
+            append_from_wire(request.ok()?).ok()
+        });
         let responses = self.raft.stream_append(requests);
         let responses =
             responses.map(|result: Result<_, Fatal<TypeConfig>>| result.map(appended_to_wire).map_err(unavailable));
@@ -85,6 +101,7 @@ impl peer_server::Peer for PeerService {
         request: Request<Streaming<peer::SnapshotPart>>,
     ) -> Result<Response<peer::SnapshotResponse>, Status> {
         let mut parts = self.check(request)?;
+        self.heard.note();
         let received = self.snapshots.receive(&mut parts).await?;
         let vote = vote_from_wire(received.begin.leader)?;
         let membership = received.begin.membership.ok_or(Malformed("a snapshot without membership"))?;
@@ -124,9 +141,27 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<peer::IsBootstrappedRequest>,
     ) -> Result<Response<peer::IsBootstrappedResponse>, Status> {
-        let member = self.check(request)?.member;
+        // One that has been removed may ask this.
+        check_target(request.metadata(), self.cluster, self.member)?;
+        let member = request.into_inner().member;
         let is_bootstrapped = self.store.member_attributes().iter().any(|attributes| attributes.id == member);
-        Ok(Response::new(peer::IsBootstrappedResponse { is_bootstrapped }))
+        let is_removed = self.roster.borrow().removed.contains(&member);
+        Ok(Response::new(peer::IsBootstrappedResponse { is_bootstrapped, is_removed }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<peer::ChangeMembersRequest>,
+    ) -> Result<Response<peer::ChangeMembersResponse>, Status> {
+        use peer::change_members_response::{NotLeader, Result as Answer};
+        let (change, policy) = change_from_wire(self.check(request)?)?;
+        let answer = match self.changes.make(&change, policy, Instant::now() + self.change_timeout).await {
+            Ok(index) => Answer::Index(index),
+            Err(ChangeError::Refused(error)) => Answer::Refused(error.into()),
+            Err(ChangeError::Raft(RaftError::NotLeader)) => Answer::NotLeader(NotLeader {}),
+            Err(ChangeError::Raft(error)) => return Err(unavailable(error)),
+        };
+        Ok(Response::new(peer::ChangeMembersResponse { result: Some(answer) }))
     }
 
     async fn ask_leader(
