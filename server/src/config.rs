@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, t
 use crate::{
     compactor::Retention,
     context::Limits,
-    duration,
+    corruption, duration,
     flags::Flags,
     gates::{GateError, Gates},
     logging::{self, Logging},
@@ -35,6 +35,7 @@ pub struct Config {
     pub connections: Connections,
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
+    pub corruption_checks: corruption::Intervals,
     pub gates: Gates,
 }
 
@@ -76,6 +77,8 @@ pub enum ConfigError {
     Gate(#[from] GateError),
     #[error("--{flag} must be >0 (set to 0ms)")]
     Zero { flag: &'static str },
+    #[error("--{flag} must be >0 (set to 0s)")]
+    NoTime { flag: &'static str },
     #[error("--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]")]
     ElectionTooShort { election: u64, heartbeat: u64 },
     #[error("--election-timeout[{0}ms] is too long, and should be set less than {ELECTION_TIMEOUT_MAX_MS}ms")]
@@ -166,9 +169,19 @@ impl Config {
             },
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
+            corruption_checks: corruption_checks(flags)?,
             gates: Gates::from_flags(flags)?,
         })
     }
+}
+
+fn corruption_checks(flags: &Flags) -> Result<corruption::Intervals, ConfigError> {
+    let compact_hash = time(flags, "compact-hash-check-time")?;
+    if compact_hash.is_zero() {
+        return Err(ConfigError::NoTime { flag: "compact-hash-check-time" });
+    }
+    let periodic = Some(time(flags, "corrupt-check-time")?).filter(|time| !time.is_zero());
+    Ok(corruption::Intervals { periodic, compact_hash })
 }
 
 fn invalid(flags: &Flags, flag: &'static str, takes: &'static str) -> ConfigError {

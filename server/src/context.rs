@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{gates::Gates, metrics::Metrics, quota::Quota};
+use crate::{gates::Gates, metrics::Metrics, peer_http::PeerHttp, quota::Quota};
 
 /// The bounds on what a client may ask.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +35,7 @@ pub struct Context {
     pub limits: Limits,
     pub gates: Gates,
     pub quota: Quota,
+    pub peer_http: PeerHttp,
     pub watch_progress_interval: Duration,
     pub election_timeout: Duration,
     pub metrics: Arc<Metrics>,

@@ -67,6 +67,8 @@ flags! {
     Value Taken "auto-compaction-mode" = "periodic", "what --auto-compaction-retention counts: periodic or revision";
     Value Taken "auto-compaction-retention" = "0", "history to keep: hours or a duration, or revisions (0: never compact)";
     Value Taken "watch-progress-notify-interval" = "10m", "time between progress notifications of idle watches";
+    Value Taken "corrupt-check-time" = "0s", "time between the leader's comparisons of all members' data (0: none)";
+    Value Taken "compact-hash-check-time" = "1m", "time between comparisons of compaction hashes, with the gate CompactHashCheck";
     Value Taken "listen-metrics-urls" = "", "where to serve /metrics and /health as well";
     Value Taken "logger" = "zap", "zap, the one there is";
     Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
@@ -152,8 +154,6 @@ flags! {
     Value Missing "distributed-tracing-service-name" = "etcd", "";
     Value Missing "distributed-tracing-instance-id" = "", "";
     Value Missing "distributed-tracing-sampling-rate" = "0", "";
-    Value Missing "corrupt-check-time" = "0s", "";
-    Value Missing "compact-hash-check-time" = "1m", "";
     Value Missing "auth-token-ttl" = "300", "";
     Value Missing "bcrypt-cost" = "10", "";
     Value Missing "cipher-suites" = "", "";

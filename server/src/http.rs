@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 use tonic::Status;
 
-use crate::{CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION, context::Context, metrics::Now};
+use crate::{CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION, context::Context, corruption, metrics::Now};
 
 type Ctx = State<Arc<Context>>;
 
@@ -76,7 +76,11 @@ pub fn metrics_routes(ctx: Arc<Context>) -> Router {
 
 /// The endpoints on the peer listeners, beside what members say to each other.
 pub fn peer_routes(ctx: Arc<Context>) -> Router {
-    Router::new().route("/version", get(version)).route("/members", get(members)).with_state(ctx)
+    Router::new()
+        .route("/version", get(version))
+        .route("/members", get(members))
+        .route(corruption::PATH, get(corruption::answer))
+        .with_state(ctx)
 }
 
 /// What answers a path that nobody has: gRPC clients in their own way.
@@ -268,7 +272,7 @@ fn text(code: StatusCode, body: String) -> Response {
 }
 
 /// As Go's `http.Error`.
-fn error(code: StatusCode, reason: &str) -> Response {
+pub fn error(code: StatusCode, reason: &str) -> Response {
     text(code, format!("{reason}\n"))
 }
 

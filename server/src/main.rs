@@ -13,6 +13,7 @@
 //! observer.rs                                  what the store tells watch and lease
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
+//! corruption/                                  whether all members hold the same data
 //! ```
 //!
 //! Invariants: a refusal is an answer, a failure of this node's disk stops the process; nothing here knows RocksDB or
@@ -26,6 +27,7 @@ mod compactor;
 mod concurrency;
 mod config;
 mod context;
+mod corruption;
 mod duration;
 mod flags;
 mod gates;

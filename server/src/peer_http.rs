@@ -55,7 +55,19 @@ impl PeerHttp {
 
     /// `peer_url` as members advertise it, `path` with the query.
     pub async fn get(&self, peer_url: &str, path: &str, within: Duration) -> Result<Answer, PeerHttpError> {
-        self.send(Method::GET, peer_url, path, Bytes::new(), within).await
+        self.send(Method::GET, peer_url, path, &[], Bytes::new(), within).await
+    }
+
+    /// A question with headers of its own and a body of JSON, as etcd's members ask for hashes.
+    pub async fn get_with(
+        &self,
+        peer_url: &str,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: impl Into<Bytes>,
+        within: Duration,
+    ) -> Result<Answer, PeerHttpError> {
+        self.send(Method::GET, peer_url, path, headers, body.into(), within).await
     }
 
     /// Sends `body` as JSON.
@@ -66,7 +78,7 @@ impl PeerHttp {
         body: impl Into<Bytes>,
         within: Duration,
     ) -> Result<Answer, PeerHttpError> {
-        self.send(Method::POST, peer_url, path, body.into(), within).await
+        self.send(Method::POST, peer_url, path, &[], body.into(), within).await
     }
 
     async fn send(
@@ -74,28 +86,37 @@ impl PeerHttp {
         method: Method,
         peer_url: &str,
         path: &str,
+        headers: &[(&'static str, String)],
         body: Bytes,
         within: Duration,
     ) -> Result<Answer, PeerHttpError> {
         let url = format!("{peer_url}{path}");
-        match timeout(within, self.exchange(method, &url, body)).await {
+        match timeout(within, self.exchange(method, &url, headers, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(PeerHttpError::Timeout { url, after: within }),
         }
     }
 
-    async fn exchange(&self, method: Method, url: &str, body: Bytes) -> Result<Answer, PeerHttpError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(&'static str, String)],
+        body: Bytes,
+    ) -> Result<Answer, PeerHttpError> {
         let no_url = || PeerHttpError::Url { url: url.into() };
         let uri: Uri = url.parse().map_err(|_| no_url())?;
         let authority = uri.authority().ok_or_else(no_url)?.as_str();
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, authority)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(body))
-            .map_err(|_| no_url())?;
+            .header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request.body(Body::from(body)).map_err(|_| no_url())?;
         let stream = self.connect(&uri).await.map_err(|error| PeerHttpError::Connect { url: url.into(), error })?;
         let http = |error| PeerHttpError::Http { url: url.into(), error };
         let (mut sender, connection) =
@@ -154,6 +175,12 @@ mod tests {
         let routes = Router::new()
             .route("/list", routing::get(|uri: Uri| async move { Json(uri.query().map(str::to_string)) }))
             .route("/echo", routing::post(|body: String| async move { ([("x-echo", "yes")], body) }))
+            .route(
+                "/asked",
+                routing::get(|headers: HeaderMap, body: String| async move {
+                    ([("x-echo", headers["x-asked"].clone())], body)
+                }),
+            )
             .route("/never", routing::get(std::future::pending::<String>));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -168,6 +195,8 @@ mod tests {
         assert_eq!(list.json::<Option<String>>(), Ok(Some("a=1".into())));
         let echo = http.post(&url, "/echo", "hello", within).await.unwrap();
         assert_eq!((echo.text(), echo.headers["x-echo"].as_bytes()), ("hello".into(), &b"yes"[..]));
+        let asked = http.get_with(&url, "/asked", &[("x-asked", "me".into())], "{}", within).await.unwrap();
+        assert_eq!((asked.text(), asked.headers["x-echo"].as_bytes()), ("{}".into(), &b"me"[..]));
         let missing = http.get(&url, "/missing", within).await.unwrap();
         assert_eq!(missing.status, StatusCode::NOT_FOUND);
         assert!(missing.json::<()>().unwrap_err().starts_with("status 404"));

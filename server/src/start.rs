@@ -24,9 +24,12 @@ use crate::{
     compactor,
     config::{Config, Listen},
     context::{Context, Fatal},
+    corruption,
+    gates::Gate,
     http, lease,
     metrics::{self, Metrics},
     observer::Observer,
+    peer_http::PeerHttp,
     quota::Quota,
     serve::{self, Server},
     urls, watch,
@@ -100,6 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         limits: config.limits,
         gates: config.gates.clone(),
         quota: Quota::new(config.limits.quota_backend_bytes),
+        peer_http: PeerHttp::new(),
         watch_progress_interval: config.watch_progress_interval,
         election_timeout: config.election_timeout,
         metrics,
@@ -108,6 +112,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     ctx.quota.log();
     clock.attach(ctx.clone());
+    if dir.is_restart && ctx.gates.is_on(Gate::InitialCorruptCheck) {
+        corruption::initial_check(&ctx).await?;
+    }
 
     let server = Server::new(config.connections, shutdown.clone());
     for listener in listeners.metrics {
@@ -125,6 +132,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(retention) = config.retention {
         tokio::spawn(compactor::run(ctx.clone(), retention));
     }
+    corruption::start(&ctx, config.corruption_checks);
     let published = tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
 
     let serving = async {

@@ -41,7 +41,7 @@ use crate::{
     lease::{self, LeaseInfo},
     range::{Failed, Snapshot},
     record::{self, EventRecord},
-    store::{Applied, Inner, State, meta},
+    store::{Applied, Inner, State, View, meta},
     txn::{self, Path},
 };
 
@@ -93,7 +93,7 @@ impl Applier {
             writes: WriteBatch::default(),
             pending: HashMap::new(),
             change: Change::default(),
-            compact_to: None,
+            compactions: Vec::new(),
         };
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -135,7 +135,8 @@ struct Batch<'a> {
     /// Versions in `writes`, which RocksDB does not know yet.
     pending: HashMap<Revision, KeyValue>,
     change: Change,
-    compact_to: Option<i64>,
+    /// Compactions to begin, with the state before where it is to be hashed.
+    compactions: Vec<(i64, Option<Arc<View>>)>,
 }
 
 impl Batch<'_> {
@@ -151,8 +152,8 @@ impl Batch<'_> {
 
         *self.inner.view.write() = Arc::new(self.state.view());
         *self.inner.applied.write() = applied.clone();
-        if let Some(revision) = self.compact_to.take() {
-            self.inner.compactor.compact(revision);
+        for (revision, before) in self.compactions.drain(..) {
+            self.inner.compactor.compact(revision, before);
         }
         let change = std::mem::take(&mut self.change);
         let (revision, compacted) = (self.state.revision, self.state.compacted);
@@ -252,9 +253,10 @@ impl Batch<'_> {
         if compact.revision > self.state.revision {
             return Err(EtcdError::FutureRev.into());
         }
+        let before = self.inner.compactor.keeps_hashes().then(|| Arc::new(self.state.view()));
+        self.compactions.push((compact.revision, before));
         self.state.compacted = compact.revision;
         self.put_meta(meta::COMPACTED, &compact.revision.to_be_bytes());
-        self.compact_to = Some(compact.revision);
         Ok(CompactionResponse { header: header(self.state.revision) })
     }
 

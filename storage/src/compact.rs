@@ -9,9 +9,16 @@
 //! events    5 put a    6 put a (superseded 5)    7 delete a (superseded 6)    8 put b     compacted: 8
 //! removed   5          6                         7
 //! ```
+//!
+//! Where members compare what they had at compactions, the hash at each is computed before anything is removed. That
+//! reads the whole store, so it is done only when asked for ([`crate::Store::keep_compaction_hashes`]).
 
 use std::{
-    sync::{Arc, Weak},
+    collections::VecDeque,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -21,14 +28,17 @@ use rocksdb::WriteBatch;
 
 use crate::{
     db::{DATA, Db, EVENTS, META},
-    error::StorageError,
+    error::{ReadError, StorageError},
+    hash::{self, HashKv},
     keys,
     record::{EventRecord, Kind},
-    store::meta,
+    store::{View, meta},
 };
 
 /// Versions removed in one write.
 const STEP_VERSIONS: usize = 1000;
+/// Hashes that are kept, and compactions that wait for theirs. (etcd: `mvcc/hash.go`, hashStorageMaxSize.)
+const HASHES_MAX: usize = 10;
 
 /// Owns the thread, which ends when this is dropped.
 pub(crate) struct Compactor {
@@ -39,6 +49,7 @@ pub(crate) struct Compactor {
 struct Shared {
     work: Mutex<Work>,
     changed: Condvar,
+    keeps_hashes: AtomicBool,
 }
 
 struct Work {
@@ -46,14 +57,33 @@ struct Work {
     db: Weak<Db>,
     finished: i64,
     target: i64,
+    /// Compactions up to `target` that are to be hashed, each with the state before it.
+    to_hash: VecDeque<(i64, Arc<View>)>,
+    /// In order of revisions.
+    hashes: VecDeque<HashKv>,
     stop: bool,
     failed: Option<StorageError>,
 }
 
+impl Work {
+    fn is_of(&self, db: &Arc<Db>) -> bool {
+        self.db.as_ptr() == Arc::as_ptr(db)
+    }
+}
+
 impl Compactor {
     pub fn start(db: Arc<Db>, finished: i64, target: i64) -> Self {
-        let work = Work { db: Arc::downgrade(&db), finished, target, stop: false, failed: None };
-        let shared = Arc::new(Shared { work: Mutex::new(work), changed: Condvar::new() });
+        let work = Work {
+            db: Arc::downgrade(&db),
+            finished,
+            target,
+            to_hash: VecDeque::new(),
+            hashes: VecDeque::new(),
+            stop: false,
+            failed: None,
+        };
+        let shared = Shared { work: Mutex::new(work), changed: Condvar::new(), keeps_hashes: AtomicBool::new(false) };
+        let shared = Arc::new(shared);
         let of_thread = shared.clone();
         let thread = thread::Builder::new()
             .name("compaction".into())
@@ -62,16 +92,38 @@ impl Compactor {
         Compactor { shared, thread: Some(thread) }
     }
 
-    /// Goes on up to `revision`.
-    pub fn compact(&self, revision: i64) {
-        self.shared.work.lock().target = revision;
+    /// Goes on up to `revision`; `before` is the state that a hash of this compaction is made of.
+    pub fn compact(&self, revision: i64, before: Option<Arc<View>>) {
+        let mut work = self.shared.work.lock();
+        work.target = revision;
+        if let Some(before) = before {
+            // One that does not get its hash is not compared.
+            if work.to_hash.len() == HASHES_MAX {
+                work.to_hash.pop_front();
+            }
+            work.to_hash.push_back((revision, before));
+        }
         self.shared.changed.notify_all();
+    }
+
+    pub fn keep_hashes(&self) {
+        self.shared.keeps_hashes.store(true, Ordering::Relaxed);
+    }
+
+    pub fn keeps_hashes(&self) -> bool {
+        self.shared.keeps_hashes.load(Ordering::Relaxed)
+    }
+
+    /// The hashes of the newest compactions, in order of revisions. `revision` in them has no meaning.
+    pub fn hashes(&self) -> Vec<HashKv> {
+        self.shared.work.lock().hashes.iter().copied().collect()
     }
 
     /// Works on another store from now on.
     pub fn replace(&self, db: &Arc<Db>, finished: i64, target: i64) {
         let mut work = self.shared.work.lock();
         (work.db, work.finished, work.target) = (Arc::downgrade(db), finished, target);
+        work.to_hash.clear();
         self.shared.changed.notify_all();
     }
 
@@ -109,7 +161,7 @@ impl Drop for Compactor {
 impl Shared {
     fn run(&self) {
         loop {
-            let (db, finished, target) = {
+            let (db, finished, target, before) = {
                 let mut work = self.work.lock();
                 while !work.stop && (work.finished >= work.target || work.failed.is_some()) {
                     self.changed.wait(&mut work);
@@ -118,11 +170,19 @@ impl Shared {
                     return;
                 }
                 let Some(db) = work.db.upgrade() else { return };
-                (db, work.finished, work.target)
+                let (target, before) = match work.to_hash.pop_front() {
+                    Some((revision, before)) => (revision, Some(before)),
+                    None => (work.target, None),
+                };
+                (db, work.finished, target, before)
             };
-            let result = self.remove(&db, finished, target);
+            let result = match before {
+                Some(before) => self.hash(&db, &before, finished, target),
+                None => Ok(()),
+            };
+            let result = result.and_then(|()| self.remove(&db, finished, target));
             let mut work = self.work.lock();
-            if work.db.as_ptr() == Arc::as_ptr(&db) {
+            if work.is_of(&db) {
                 match result {
                     Ok(true) => work.finished = target,
                     Ok(false) => {}
@@ -131,6 +191,28 @@ impl Shared {
             }
             self.changed.notify_all();
         }
+    }
+
+    fn is_wanted(&self, db: &Arc<Db>) -> bool {
+        let work = self.work.lock();
+        !work.stop && work.is_of(db)
+    }
+
+    /// Keeps the hash at a compaction, unless told to stop.
+    fn hash(&self, db: &Arc<Db>, before: &View, finished: i64, target: i64) -> Result<(), StorageError> {
+        let hash = match hash::of_versions(before, finished, target, || self.is_wanted(db)) {
+            Ok(Some(hash)) => hash,
+            Ok(None) => return Ok(()),
+            Err(ReadError::Local(error)) => return Err(error),
+            Err(ReadError::Request(refusal)) => unreachable!("a compaction at an unreadable revision: {refusal}"),
+        };
+        let hash = HashKv { hash, revision: target, hash_revision: target, compact_revision: before.compacted };
+        let mut work = self.work.lock();
+        if work.hashes.len() == HASHES_MAX {
+            work.hashes.pop_front();
+        }
+        work.hashes.push_back(hash);
+        Ok(())
     }
 
     /// Removes what lies between two compactions; false when it was told to stop.
@@ -144,8 +226,7 @@ impl Shared {
             });
             if step.len() >= 2 * STEP_VERSIONS {
                 db.write(std::mem::take(&mut step))?;
-                let work = self.work.lock();
-                going_on = !work.stop && work.db.as_ptr() == Arc::as_ptr(db);
+                going_on = self.is_wanted(db);
             }
             Ok(going_on)
         })?;

@@ -10,8 +10,11 @@ use crate::{
     error::{ReadError, StorageError},
     keys,
     record::Kind,
-    store::{Inner, Store, View},
+    store::{Store, View},
 };
+
+/// Versions hashed between two looks at whether to go on.
+const STEP_VERSIONS: u64 = 1000;
 
 /// The answer of HashKV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +32,17 @@ impl Store {
     /// etcd's hash over all versions up to `revision` (0: the current one) that compaction keeps, to the bit: CRC-32C
     /// of the bucket's name, then of each revision and its marshaled version, in order. (etcd: `mvcc/hash.go`.)
     ///
+    /// At a revision that one of the newest compactions was at, the hash from before that compaction, where such are
+    /// kept.
+    ///
     /// # Errors
     /// `FutureRev` and `Compacted`, as Range has them.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, ReadError> {
         loop {
             let view = self.inner.view();
+            if let Some(kept) = self.compaction_hashes().into_iter().find(|kept| kept.hash_revision == revision) {
+                return Ok(HashKv { revision: view.revision, ..kept });
+            }
             let at = if revision == 0 { view.revision } else { revision };
             if revision > 0 && revision < view.compacted {
                 return Err(EtcdError::Compacted.into());
@@ -41,14 +50,25 @@ impl Store {
             if revision > view.revision {
                 return Err(EtcdError::FutureRev.into());
             }
-            let hash = hash_versions(&self.inner, &view, at);
+            let hash = of_versions(&view, self.inner.compactor.finished(), at, || true);
             // A compaction that began meanwhile may have removed what had to be hashed.
             if self.compacted_revision() != view.compacted {
                 continue;
             }
+            let hash = hash?.expect("nobody has told it to stop");
             let (revision, compact_revision) = (view.revision, view.compacted);
-            return Ok(HashKv { hash: hash?, revision, hash_revision: at, compact_revision });
+            return Ok(HashKv { hash, revision, hash_revision: at, compact_revision });
         }
+    }
+
+    /// From now on the hash at each compaction is computed and kept, which reads the whole store each time.
+    pub fn keep_compaction_hashes(&self) {
+        self.inner.compactor.keep_hashes();
+    }
+
+    /// What is kept, in order of revisions. The hash and `compact_revision` are of the state before the compaction.
+    pub fn compaction_hashes(&self) -> Vec<HashKv> {
+        self.inner.compactor.hashes()
     }
 
     /// A hash over all that is replicated, and the current revision.
@@ -64,28 +84,40 @@ impl Store {
     }
 }
 
-fn hash_versions(inner: &Inner, view: &View, to: i64) -> Result<u32, ReadError> {
+/// The hash of what `view` holds up to the revision `to`, while compactions up to `finished` have removed what they
+/// forget. None when it was not to go on.
+pub(crate) fn of_versions(
+    view: &View,
+    finished: i64,
+    to: i64,
+    goes_on: impl Fn() -> bool,
+) -> Result<Option<u32>, ReadError> {
     let db = &*view.db;
-    let forgotten = forgotten(inner, view, to)?;
+    let forgotten = forgotten(view, finished, to)?;
     let mut hash = crc32c::crc32c(b"key");
+    let (mut hashed, mut is_whole) = (0u64, true);
     db.each_event(0, to, |at, event| {
+        hashed += 1;
+        if hashed.is_multiple_of(STEP_VERSIONS) {
+            is_whole = goes_on();
+        }
         let is_tombstone = event.kind == Kind::Delete;
         if at.main <= view.compacted && (is_tombstone || forgotten.contains(&at)) {
-            return Ok(true);
+            return Ok(is_whole);
         }
         let kv =
             if is_tombstone { KeyValue { key: event.key, ..Default::default() } } else { version(db, &event.key, at)? };
         hash = crc32c::crc32c_append(hash, &bucket_key(at, is_tombstone));
         hash = crc32c::crc32c_append(hash, &kv.encode_to_vec());
-        Ok(true)
+        Ok(is_whole)
     })?;
-    Ok(hash)
+    Ok(is_whole.then_some(hash))
 }
 
 /// The versions up to the compacted revision that the hash leaves out: those that are not current at `to` any more, but
 /// when no key lives at `to`, those that were not current at the compacted revision. (etcd: `kvHasher`, which asks the
 /// index what to keep at `to`, and does not ask when that is nothing.)
-fn forgotten(inner: &Inner, view: &View, to: i64) -> Result<HashSet<Revision>, ReadError> {
+fn forgotten(view: &View, finished: i64, to: i64) -> Result<HashSet<Revision>, ReadError> {
     let mut forgotten = HashSet::new();
     if view.compacted < 0 {
         return Ok(forgotten);
@@ -99,7 +131,6 @@ fn forgotten(inner: &Inner, view: &View, to: i64) -> Result<HashSet<Revision>, R
     });
     let end = if living.map_err(|failed| failed.into_error(&view.db))?.count == 0 { view.compacted } else { to };
     // What superseded others up to there is gone already, and so is what it superseded.
-    let finished = inner.compactor.finished();
     view.db.each_event(finished + 1, end, |_, event| {
         forgotten.extend(event.prev);
         Ok(true)

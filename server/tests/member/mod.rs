@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use tempfile::TempDir;
+
 const READY: &str = "ready to serve client requests";
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -112,6 +114,35 @@ impl Drop for Member {
         // It has ended already where the test stopped it.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Places of three members.
+pub struct Places {
+    pub dirs: [TempDir; 3],
+    pub clients: [u16; 3],
+    pub peers: [u16; 3],
+}
+
+impl Places {
+    pub fn new() -> Places {
+        let [a, b, c, d, e, f] = free_ports();
+        Places { dirs: std::array::from_fn(|_| TempDir::new().unwrap()), clients: [a, b, c], peers: [d, e, f] }
+    }
+
+    pub fn start(&self, i: usize, arguments: &[&str]) -> Member {
+        let url = |i: usize| format!("m{i}=http://127.0.0.1:{}", self.peers[i]);
+        let cluster = format!("--initial-cluster={},{},{}", url(0), url(1), url(2));
+        let name = format!("--name=m{i}");
+        let arguments: Vec<&str> = [cluster.as_str(), name.as_str()].iter().chain(arguments).copied().collect();
+        Member::start_on(self.dirs[i].path(), self.clients[i], self.peers[i], &arguments)
+    }
+
+    pub fn start_all(&self, arguments: &[&str]) -> Vec<Member> {
+        std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..3).map(|i| scope.spawn(move || self.start(i, arguments))).collect();
+            starting.into_iter().map(|member| member.join().unwrap()).collect()
+        })
     }
 }
 
