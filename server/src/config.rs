@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    access::{Access, Allowed},
     compactor::Retention,
     context::Limits,
     corruption, duration,
@@ -37,6 +38,9 @@ pub struct Config {
     pub watch_progress_interval: Duration,
     pub corruption_checks: corruption::Intervals,
     pub gates: Gates,
+    pub access: Access,
+    /// Whether the RPCs are served as JSON, too.
+    pub json_gateway: bool,
 }
 
 /// The members of a new cluster, as the flags give them.
@@ -171,6 +175,8 @@ impl Config {
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
             corruption_checks: corruption_checks(flags)?,
             gates: Gates::from_flags(flags)?,
+            access: access(flags)?,
+            json_gateway: flags.is_true("enable-grpc-gateway"),
         })
     }
 }
@@ -218,6 +224,19 @@ fn advertised(flags: &Flags, flag: &'static str) -> Result<Vec<Url>, ConfigError
     let urls = url_list(flags, flag)?;
     urls.iter().try_for_each(Url::check_reachable).map_err(|reason| bad_url(flags, flag, reason))?;
     Ok(urls)
+}
+
+/// Origins are URLs, and `*` or nothing stands for all of them; hosts are any words.
+fn access(flags: &Flags) -> Result<Access, ConfigError> {
+    let origins = match flags.get("cors") {
+        "" | "*" => Allowed::All,
+        _ => Allowed::from_list(urls::to_strings(&url_list(flags, "cors")?)),
+    };
+    let hosts = match flags.get("host-whitelist") {
+        "" => Allowed::All,
+        hosts => Allowed::from_list(hosts.split(',').map(String::from)),
+    };
+    Ok(Access { origins, hosts })
 }
 
 /// Heartbeat interval and election timeout.
@@ -289,6 +308,17 @@ mod tests {
         assert_eq!(urls::join(&config.cluster.members["default"]), "http://localhost:2380");
         assert_eq!(config.limits.max_request_bytes, 1_572_864);
         assert!(config.retention.is_none() && !config.cluster.is_given);
+    }
+
+    #[test]
+    fn origins_are_urls_and_hosts_are_not() {
+        let access = |arguments: &[&str]| config(arguments).map(|config| config.access);
+        assert_eq!(access(&[]).unwrap(), Access { origins: Allowed::All, hosts: Allowed::All });
+        assert_eq!(access(&["--cors=", "--host-whitelist="]), access(&[]));
+        let only = |word: &str| Allowed::from_list([word.to_string()]);
+        assert_eq!(access(&["--cors=http://a:1"]).unwrap().origins, only("http://a:1"));
+        assert_eq!(access(&["--host-whitelist=a"]).unwrap().hosts, only("a"));
+        assert!(refusal(&["--cors=a"]).contains("--cors"));
     }
 
     #[test]

@@ -70,6 +70,9 @@ flags! {
     Value Taken "corrupt-check-time" = "0s", "time between the leader's comparisons of all members' data (0: none)";
     Value Taken "compact-hash-check-time" = "1m", "time between comparisons of compaction hashes, with the gate CompactHashCheck";
     Value Taken "listen-metrics-urls" = "", "where to serve /metrics and /health as well";
+    Bool  Taken "enable-grpc-gateway" = "true", "serve the RPCs as JSON below /v3/";
+    Value Taken "cors" = "*", "origins of web pages that may see HTTP answers, separated by commas (* or empty: all)";
+    Value Taken "host-whitelist" = "*", "host names that HTTP requests without TLS may ask for, separated by commas (* or empty: all)";
     Value Taken "logger" = "zap", "zap, the one there is";
     Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
     Value Taken "log-format" = "json", "json or console";
@@ -97,7 +100,6 @@ flags! {
     Value NoMeaning "backend-batch-limit" = "0", "";
     Value NoMeaning "grpc-keepalive-min-time" = "5s", "";
     Bool  NoMeaning "socket-reuse-address" = "false", "";
-    Bool  NoMeaning "enable-grpc-gateway" = "true", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";
     Value NoMeaning "compaction-batch-limit" = "1000", "";
@@ -112,8 +114,6 @@ flags! {
     Bool  NoMeaning "enable-pprof" = "false", "";
 
     Value Missing "auth-token" = "simple", "";
-    Value Missing "cors" = "*", "";
-    Value Missing "host-whitelist" = "*", "";
     Value Missing "config-file" = "", "";
     Bool  Missing "force-new-cluster" = "false", "";
     Value Missing "cert-file" = "", "";

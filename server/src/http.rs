@@ -6,7 +6,9 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Request, State},
+    handler::HandlerWithoutStateExt as _,
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -17,8 +19,15 @@ use proto::{
 use serde::Serialize;
 use serde_json::json;
 use tonic::Status;
+use tower::Layer as _;
 
-use crate::{CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION, context::Context, corruption, metrics::Now};
+use crate::{
+    CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION,
+    access::{self, Access},
+    context::Context,
+    corruption, debug_vars,
+    metrics::Now,
+};
 
 type Ctx = State<Arc<Context>>;
 
@@ -46,10 +55,18 @@ const LIVEZ: (&str, &[Check]) = ("livez", &[Check::SerializableRead]);
 const READYZ: (&str, &[Check]) =
     ("readyz", &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner]);
 
-/// The endpoints on the client listeners.
-pub fn client_routes(ctx: Arc<Context>) -> Router {
-    let routes = Router::new().route("/version", get(version)).with_state(ctx.clone());
-    routes.merge(metrics_routes(ctx))
+/// The endpoints on the client listeners: those of the JSON gateway, if there is one, and what gives the member's state.
+pub fn client_routes(ctx: Arc<Context>, access: Arc<Access>, gateway: Option<Router>) -> Router {
+    let routes = Router::new().route("/version", get(version)).route("/debug/vars", get(debug_vars));
+    let routes = routes.method_not_allowed_fallback(method_not_allowed).with_state(ctx.clone());
+    let routes = routes.merge(metrics_routes(ctx)).merge(gateway.unwrap_or_default());
+    routes.layer(middleware::from_fn_with_state(access, access::control))
+}
+
+/// Adds what answers a path that nobody has, to HTTP clients by the rules of `access`.
+pub fn with_not_found(routes: Router, access: Arc<Access>) -> Router {
+    let control = middleware::from_fn_with_state(access, access::control);
+    routes.fallback_service(control.layer(not_found.into_service()))
 }
 
 /// The endpoints on `--listen-metrics-urls`.
@@ -91,6 +108,10 @@ pub async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
         return Status::unimplemented(format!("unknown service {service}")).into_http();
     }
     error(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+async fn debug_vars(State(ctx): Ctx) -> Response {
+    debug_vars::page(&ctx)
 }
 
 async fn method_not_allowed() -> Response {

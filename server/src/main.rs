@@ -19,6 +19,7 @@
 //! Invariants: a refusal is an answer, a failure of this node's disk stops the process; nothing here knows RocksDB or
 //! openraft.
 
+mod access;
 mod admit;
 mod bootstrap;
 mod checks;
@@ -28,9 +29,11 @@ mod concurrency;
 mod config;
 mod context;
 mod corruption;
+mod debug_vars;
 mod duration;
 mod flags;
 mod gates;
+mod gateway;
 mod http;
 mod identity;
 mod kv;

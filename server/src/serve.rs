@@ -31,7 +31,6 @@ use crate::{
     concurrency::{self, ElectionService, LockService},
     config::{Connections, Listen},
     context::Context,
-    http,
     kv::KvService,
     lease::{self, LeaseService},
     maintenance::MaintenanceService,
@@ -42,7 +41,7 @@ use crate::{
 };
 
 /// What a request may be longer than `--max-request-bytes` on the wire, as in etcd.
-const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
 /// What a client may send ahead, so that a large request is not slowed down by round trips.
@@ -137,9 +136,8 @@ impl Server {
         Server { connections, stop, tasks: TaskTracker::new() }
     }
 
-    /// Begins to accept.
+    /// Begins to accept. The routes have a fallback.
     pub fn start(&self, listener: TcpListener, routes: Router) {
-        let routes = routes.fallback(http::not_found);
         self.tasks.spawn(self.clone().accept(listener, routes));
     }
 

@@ -26,7 +26,7 @@ use crate::{
     context::{Context, Fatal},
     corruption,
     gates::Gate,
-    http, lease,
+    gateway, http, lease,
     metrics::{self, Metrics},
     observer::Observer,
     peer_http::PeerHttp,
@@ -118,10 +118,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let server = Server::new(config.connections, shutdown.clone());
     for listener in listeners.metrics {
-        server.start(listener, http::metrics_routes(ctx.clone()));
+        server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found));
     }
     let grpc = serve::grpc_routes(ctx.clone(), hub, clock).await?;
+    let access = Arc::new(config.access.clone());
+    let gateway = if config.json_gateway {
+        let request_bytes_max = config.limits.max_request_bytes.saturating_add(serve::GRPC_OVERHEAD_BYTES);
+        Some(gateway::routes(grpc.clone(), request_bytes_max)?)
+    } else {
+        None
+    };
+    let http = http::client_routes(ctx.clone(), access.clone(), gateway);
     let peer = node.peer_routes().prepare().into_axum_router().merge(http::peer_routes(ctx.clone()));
+    let peer = peer.fallback(http::not_found);
     // The other members are served until the node has stopped: handing leadership over takes their answers.
     let peer_stop = CancellationToken::new();
     let peer_server = Server::new(config.connections, peer_stop.clone());
@@ -139,11 +148,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         wait_until_ready(&ctx, published).await;
         let with_http = listeners.client_http.is_empty();
         for listener in listeners.client {
-            let routes = if with_http { grpc.clone().merge(http::client_routes(ctx.clone())) } else { grpc.clone() };
-            server.start(listener, routes);
+            let routes = if with_http { grpc.clone().merge(http.clone()) } else { grpc.clone() };
+            server.start(listener, http::with_not_found(routes, access.clone()));
         }
         for listener in listeners.client_http {
-            server.start(listener, http::client_routes(ctx.clone()));
+            server.start(listener, http::with_not_found(http.clone(), access.clone()));
         }
         tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
         std::future::pending::<()>().await
