@@ -1,5 +1,6 @@
 //! Faults against a running store, and what it must still hold afterwards.
 
+mod clients;
 mod damage;
 mod differential;
 mod etcdctl;
@@ -9,6 +10,7 @@ mod kill;
 mod load;
 mod process;
 mod reconfigure;
+mod tls;
 mod verify;
 mod watcher;
 
@@ -33,6 +35,8 @@ enum Command {
     Damage(damage::Arguments),
     /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
     Etcdctl(etcdctl::Arguments),
+    /// Runs clients of five languages against a cluster with TLS while its leader is killed
+    Clients(clients::Arguments),
 }
 
 #[tokio::main]
@@ -43,5 +47,6 @@ async fn main() -> anyhow::Result<()> {
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
+        Command::Clients(arguments) => clients::run(arguments).await,
     }
 }

@@ -27,6 +27,8 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
+use crate::tls::Tls;
+
 /// How long a node may take to get ready. Generous: a recovery is bounded by the test that measures it, not here.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
 const READY_MESSAGE: &str = "ready to serve client requests";
@@ -55,8 +57,8 @@ impl Port {
         bail!("no free port in {PORTS:?}")
     }
 
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.number)
+    fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://127.0.0.1:{}", self.number)
     }
 }
 
@@ -64,12 +66,22 @@ impl Port {
 #[derive(Clone, Debug)]
 pub struct Target {
     binary: Arc<Path>,
+    tls: Option<Tls>,
 }
 
 impl Target {
     pub fn new(binary: &Path) -> Result<Target> {
         let binary = binary.canonicalize().with_context(|| format!("no server at {}", binary.display()))?;
-        Ok(Target { binary: binary.into() })
+        Ok(Target { binary: binary.into(), tls: None })
+    }
+
+    /// Clients and members then have to show certificates.
+    pub fn over_tls(self, tls: Tls) -> Target {
+        Target { tls: Some(tls), ..self }
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// The name of the binary, for reports.
@@ -104,7 +116,7 @@ impl Node {
     /// A cluster of one with its data in `data_dir` and its log beside it; not started yet.
     pub fn single(target: &Target, data_dir: &Path, flags: &[String]) -> Result<Node> {
         let mut node = Node::new(target, "n1", data_dir.to_path_buf(), flags)?;
-        node.initial_cluster = format!("n1={}", node.peer.url());
+        node.initial_cluster = format!("n1={}", node.peer_url());
         Ok(node)
     }
 
@@ -147,17 +159,20 @@ impl Node {
 
     /// Where the other members reach it.
     pub fn peer_url(&self) -> String {
-        self.peer.url()
+        self.peer.url(self.target.scheme())
     }
 
     /// Where clients reach it.
     pub fn endpoint(&self) -> String {
-        self.client.url()
+        self.client.url(self.target.scheme())
     }
 
     /// Connects on first use and again after each failure.
     pub fn channel(&self) -> Channel {
-        channel(&self.endpoint())
+        match &self.target.tls {
+            Some(tls) => tls.channel(self.client.number),
+            None => channel(&self.endpoint()),
+        }
     }
 
     pub fn is_running(&self) -> bool {
@@ -176,10 +191,11 @@ impl Node {
             .args(["--name", &self.name])
             .arg("--data-dir")
             .arg(&self.data_dir)
-            .args(["--listen-client-urls", &self.client.url(), "--advertise-client-urls", &self.client.url()])
-            .args(["--listen-peer-urls", &self.peer.url(), "--initial-advertise-peer-urls", &self.peer.url()])
+            .args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()])
+            .args(["--listen-peer-urls", &self.peer_url(), "--initial-advertise-peer-urls", &self.peer_url()])
             .args(["--initial-cluster", &self.initial_cluster])
             .args(["--initial-cluster-state", if self.joins { "existing" } else { "new" }])
+            .args(self.target.tls.iter().flat_map(Tls::flags))
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
@@ -295,11 +311,15 @@ impl Node {
 
 /// A channel that connects on first use. Timeouts of calls are the caller's.
 pub fn channel(endpoint: &str) -> Channel {
-    Endpoint::from_shared(endpoint.to_owned())
+    endpoint_of(endpoint).connect_lazy()
+}
+
+/// How all connections are made.
+pub fn endpoint_of(url: &str) -> Endpoint {
+    Endpoint::from_shared(url.to_owned())
         .expect("the endpoint is made of a port number")
         .connect_timeout(Duration::from_millis(500))
         .tcp_nodelay(true)
-        .connect_lazy()
 }
 
 async fn copy_log(reader: OwnedFd, mut log: File, ready: watch::Sender<bool>) {
@@ -353,7 +373,7 @@ impl Cluster {
                 Node::new(target, &name, dir.join(&name), flags)
             })
             .collect::<Result<Vec<Node>>>()?;
-        let members: Vec<String> = nodes.iter().map(|node| format!("{}={}", node.name, node.peer.url())).collect();
+        let members: Vec<String> = nodes.iter().map(|node| format!("{}={}", node.name, node.peer_url())).collect();
         for node in &mut nodes {
             node.initial_cluster = members.join(",");
         }
