@@ -138,7 +138,8 @@ impl Config {
             _ => return Err(invalid(flags, "initial-cluster-state", "new or existing")),
         };
         let (heartbeat, election_timeout) = timing(flags)?;
-        if flags.is_given("listen-client-urls") && !flags.is_given("advertise-client-urls") {
+        let is_given = |flag| flags.is_given(flag) && !flags.is_from_file();
+        if is_given("listen-client-urls") && !flags.is_given("advertise-client-urls") {
             return Err(ConfigError::NoAdvertisedClientUrls);
         }
         let retention = Retention::parse(flags.get("auto-compaction-mode"), flags.get("auto-compaction-retention"))

@@ -11,6 +11,8 @@
 
 use std::collections::BTreeMap;
 
+const CONFIG_FILE_VARIABLE: &str = "ETCD_CONFIG_FILE";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Value,
@@ -84,6 +86,7 @@ flags! {
     Bool  Taken "enable-lease-checkpoint-persist" = "false", "of etcd 3.5: the gate LeaseCheckpointPersist";
     Bool  Taken "stop-grpc-service-on-defrag" = "false", "of etcd 3.5: the gate StopGRPCServiceOnDefrag";
     Bool  Taken "txn-mode-write-with-shared-buffer" = "true", "of etcd 3.5: the gate TxnModeWriteWithSharedBuffer";
+    Value Taken "config-file" = "", "a YAML file with the flags' names as keys; with it neither flags nor environment count";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";
@@ -114,7 +117,6 @@ flags! {
     Bool  NoMeaning "enable-pprof" = "false", "";
 
     Value Missing "auth-token" = "simple", "";
-    Value Missing "config-file" = "", "";
     Bool  Missing "force-new-cluster" = "false", "";
     Value Missing "cert-file" = "", "";
     Value Missing "key-file" = "", "";
@@ -193,6 +195,7 @@ pub struct Flags {
     given: BTreeMap<&'static str, String>,
     /// One line each.
     pub warnings: Vec<String>,
+    is_from_file: bool,
 }
 
 impl Flags {
@@ -205,6 +208,15 @@ impl Flags {
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             flags.read_one(argument, &mut arguments)?;
+        }
+        let mut environment: Vec<(String, String)> = environment.into_iter().collect();
+        let named_file = environment.iter().find(|(variable, _)| variable == CONFIG_FILE_VARIABLE);
+        if let Some((_, path)) = named_file.filter(|_| flags.get("config-file").is_empty()) {
+            flags.set("config-file", path.clone())?;
+        }
+        if !flags.get("config-file").is_empty() {
+            // The file goes before all else.
+            environment.clear();
         }
         for (variable, value) in environment {
             let Some(name) = variable.strip_prefix("ETCD_").filter(|_| !value.is_empty()) else { continue };
@@ -262,6 +274,20 @@ impl Flags {
         Ok(())
     }
 
+    /// None given yet, for what a configuration file holds.
+    pub fn of_file() -> Flags {
+        Flags { is_from_file: true, ..Flags::default() }
+    }
+
+    pub fn is_from_file(&self) -> bool {
+        self.is_from_file
+    }
+
+    /// Gives a flag its value; the name is one of the table.
+    pub fn set(&mut self, name: &str, value: String) -> Result<(), FlagError> {
+        self.give(find(name).expect("a flag of the table is set"), value)
+    }
+
     /// What was given, else etcd's default.
     pub fn get(&self, name: &str) -> &str {
         match self.given.get(name) {
@@ -277,6 +303,15 @@ impl Flags {
     pub fn is_true(&self, name: &str) -> bool {
         self.get(name) == "true"
     }
+}
+
+/// The flag's own name, where there is such a flag.
+pub fn name_of(name: &str) -> Option<&'static str> {
+    find(name).map(|flag| flag.name)
+}
+
+pub fn is_bool(name: &str) -> bool {
+    find(name).is_some_and(|flag| flag.kind == Kind::Bool)
 }
 
 /// A boolean as Go writes it.
@@ -377,6 +412,15 @@ mod tests {
         let flags = Flags::read(["--name=flag".to_string()], environment).unwrap();
         assert_eq!((flags.get("name"), flags.get("data-dir")), ("flag", "dir"));
         assert_eq!(flags.warnings.len(), 2, "{:?}", flags.warnings);
+    }
+
+    #[test]
+    fn a_configuration_file_goes_before_the_environment() {
+        let environment = [("ETCD_CONFIG_FILE", "a.yml"), ("ETCD_VERSION", "no boolean")];
+        let environment = environment.map(|(variable, value)| (variable.to_string(), value.to_string()));
+        assert_eq!(Flags::read([], environment.clone()).unwrap().get("config-file"), "a.yml");
+        let flags = Flags::read(["--config-file=b.yml".to_string()], environment).unwrap();
+        assert_eq!(flags.get("config-file"), "b.yml");
     }
 
     #[test]

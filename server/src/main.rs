@@ -1,8 +1,8 @@
 //! `pintle`: one member of an etcd-compatible cluster.
 //!
 //! ```text
-//! flags.rs, duration.rs, urls.rs, config.rs,
-//! gates.rs                                     what the command line means
+//! flags.rs, config_file.rs, gates.rs,
+//! duration.rs, urls.rs, config.rs              what the command line means
 //! logging.rs, metrics.rs, rpc_count.rs         what the process tells
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! start.rs                                     store, Raft node and services put together; the end in order
@@ -27,6 +27,7 @@ mod cluster;
 mod compactor;
 mod concurrency;
 mod config;
+mod config_file;
 mod context;
 mod corruption;
 mod debug_vars;
@@ -89,12 +90,26 @@ fn main() -> ExitCode {
         print_version();
         return ExitCode::SUCCESS;
     }
+    let (flags, file) = match flags.get("config-file") {
+        "" => (flags, None),
+        path => match config_file::read(path) {
+            Ok(read) => (read, Some(path.to_string())),
+            Err(error) => return refuse(&error),
+        },
+    };
     let logging = match config::logging(&flags) {
         Ok(logging) => logging,
         Err(error) => return refuse(&error),
     };
     if let Err(error) = logging.start() {
         return refuse(&error);
+    }
+    if let Some(path) = file {
+        tracing::info!(
+            path,
+            "loaded server configuration, other configuration command line flags and environment variables will be \
+             ignored if provided"
+        );
     }
     for warning in &flags.warnings {
         tracing::warn!("{warning}");
