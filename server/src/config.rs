@@ -9,7 +9,7 @@ use crate::{
     corruption, duration,
     flags::Flags,
     gates::{GateError, Gates},
-    logging::{self, Logging},
+    logging::{self, Logging, LoggingError},
     quota,
     urls::{self, Url, UrlError},
 };
@@ -79,6 +79,8 @@ pub enum ConfigError {
     Value { flag: &'static str, value: String, takes: &'static str },
     #[error(transparent)]
     Gate(#[from] GateError),
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
     #[error("--{flag} must be >0 (set to 0ms)")]
     Zero { flag: &'static str },
     #[error("--{flag} must be >0 (set to 0s)")]
@@ -107,11 +109,17 @@ pub fn logging(flags: &Flags) -> Result<Logging, ConfigError> {
     if flags.get("logger") != "zap" {
         return Err(error("logger", "zap"));
     }
+    let outputs = logging::outputs(flags.get("log-outputs"))?;
+    let rotation = match flags.is_true("enable-log-rotation") {
+        true => Some(logging::rotation(flags.get("log-rotation-config-json"), &outputs)?),
+        false => None,
+    };
     Ok(Logging {
         level: logging::level(flags.get("log-level"))
             .ok_or_else(|| error("log-level", "debug, info, warn, error, panic or fatal"))?,
         format: logging::format(flags.get("log-format")).ok_or_else(|| error("log-format", "json or console"))?,
-        outputs: flags.get("log-outputs").split(',').map(logging::Output::from).collect(),
+        outputs,
+        rotation,
     })
 }
 

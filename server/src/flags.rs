@@ -78,7 +78,9 @@ flags! {
     Value Taken "logger" = "zap", "zap, the one there is";
     Value Taken "log-level" = "info", "debug, info, warn, error, panic or fatal";
     Value Taken "log-format" = "json", "json or console";
-    Value Taken "log-outputs" = "default", "default, stderr, stdout or file paths, separated by commas";
+    Value Taken "log-outputs" = "default", "default, stderr, stdout, systemd/journal or file paths, separated by commas";
+    Bool  Taken "enable-log-rotation" = "false", "put the one log file aside when it is full";
+    Value Taken "log-rotation-config-json" = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, "when it is full (megabytes), and how long what is put aside stays (days, number)";
     Value Taken "feature-gates" = "", "feature gates: name=true,…";
     Bool  Taken "initial-corrupt-check" = "false", "of etcd 3.5: the gate InitialCorruptCheck";
     Bool  Taken "compact-hash-check-enabled" = "false", "of etcd 3.5: the gate CompactHashCheck";
@@ -149,8 +151,6 @@ flags! {
     Value Missing "discovery-proxy" = "", "";
     Value Missing "discovery-srv" = "", "";
     Value Missing "discovery-srv-name" = "", "";
-    Bool  Missing "enable-log-rotation" = "false", "";
-    Value Missing "log-rotation-config-json" = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, "";
     Bool  Missing "enable-distributed-tracing" = "false", "";
     Value Missing "distributed-tracing-address" = "localhost:4317", "";
     Value Missing "distributed-tracing-service-name" = "etcd", "";

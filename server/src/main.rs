@@ -117,14 +117,14 @@ fn main() -> ExitCode {
     let config = match Config::from_flags(&flags) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!(target: logging::FATAL, "{error}");
             return ExitCode::FAILURE;
         }
     };
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(target: logging::FATAL, "{error:#}");
             ExitCode::FAILURE
         }
     }

@@ -58,3 +58,21 @@ fn a_feature_gate_that_etcd_lacks_is_refused() {
     let (code, text) = refusal(command(dir.path(), 1, 2).arg("--feature-gates=Nonsense=true"));
     assert!(code != 0 && text.contains("unrecognized feature gate: Nonsense"), "{text}");
 }
+
+#[test]
+fn the_log_goes_to_files_and_level_fatal_leaves_only_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("pintle.log");
+    let output = format!("--log-outputs={},stderr", log.display());
+    let member = Member::start(&dir.path().join("data"), &[&output, "--enable-log-rotation"]);
+    assert_eq!(member.stop(), Some(0));
+    assert!(fs::read_to_string(&log).unwrap().contains("ready to serve client requests"));
+
+    let (code, text) = refusal(command(dir.path(), 1, 2).arg("--enable-log-rotation"));
+    assert!(code != 0 && text.contains("--log-outputs requires a single file path"), "{text}");
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    let (code, text) = refusal(command(&dir.path().join("other"), port, port).arg("--log-level=fatal"));
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(code != 0 && lines.len() == 1 && lines[0].contains(r#""level":"fatal""#), "{text}");
+}

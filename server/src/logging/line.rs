@@ -1,142 +1,24 @@
-//! The log, line by line as etcd's zap writes it: JSON with level, ts, caller and msg, or the same as console text.
+//! A line of the log, as etcd's zap writes it.
 
-use std::{
-    fmt::{self, Write as _},
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    sync::Arc,
-};
+use std::fmt::{self, Write as _};
 
-use parking_lot::Mutex;
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
-    level_filters::LevelFilter,
 };
 use tracing_subscriber::{
-    filter::Targets,
     fmt::{
-        FmtContext, FormatEvent, FormatFields, MakeWriter,
+        FmtContext, FormatEvent, FormatFields,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
-    layer::SubscriberExt as _,
     registry::LookupSpan,
-    util::SubscriberInitExt as _,
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Json,
-    Console,
-}
+use super::{FATAL, Format};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    Stderr,
-    Stdout,
-    /// Appended to.
-    File(String),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Logging {
-    pub level: LevelFilter,
+pub struct Line {
     pub format: Format,
-    pub outputs: Vec<Output>,
-}
-
-impl From<&str> for Output {
-    fn from(name: &str) -> Output {
-        match name {
-            "default" | "stderr" => Output::Stderr,
-            "stdout" => Output::Stdout,
-            path => Output::File(path.into()),
-        }
-    }
-}
-
-/// openraft says at each attempt that a member did not answer, several times a second; `raft` says it once.
-const REPETITIVE: [(&str, LevelFilter); 3] = [
-    ("openraft::replication", LevelFilter::ERROR),
-    ("openraft::core::heartbeat", LevelFilter::ERROR),
-    ("openraft::core::raft_core", LevelFilter::ERROR),
-];
-
-/// etcd's names of levels; those above error mean a stop of the process there.
-pub fn level(name: &str) -> Option<LevelFilter> {
-    Some(match name {
-        "debug" => LevelFilter::DEBUG,
-        "info" => LevelFilter::INFO,
-        "warn" => LevelFilter::WARN,
-        "error" | "dpanic" | "panic" | "fatal" => LevelFilter::ERROR,
-        _ => return None,
-    })
-}
-
-pub fn format(name: &str) -> Option<Format> {
-    match name {
-        "json" => Some(Format::Json),
-        "console" => Some(Format::Console),
-        _ => None,
-    }
-}
-
-impl Logging {
-    /// Opens the outputs; from here on the process logs to them.
-    pub fn start(&self) -> io::Result<()> {
-        let open = |output: &Output| -> io::Result<Box<dyn Write + Send>> {
-            Ok(match output {
-                Output::Stderr => Box::new(io::stderr()),
-                Output::Stdout => Box::new(io::stdout()),
-                Output::File(path) => Box::new(open_file(path)?),
-            })
-        };
-        let outputs = self.outputs.iter().map(open).collect::<io::Result<Vec<_>>>()?;
-        let layer = tracing_subscriber::fmt::layer()
-            .event_format(Line { format: self.format })
-            .with_writer(Outputs(Arc::new(Mutex::new(outputs))));
-        // What libraries say of themselves matters only when it is wrong.
-        let libraries = self.level.min(LevelFilter::WARN);
-        let ours = ["pintle", "raft", "storage"].map(|target| (target, self.level));
-        let filter = Targets::new().with_default(libraries).with_targets(REPETITIVE).with_targets(ours);
-        tracing_subscriber::registry().with(filter).with(layer).init();
-        Ok(())
-    }
-}
-
-fn open_file(path: &str) -> io::Result<File> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|error| io::Error::new(error.kind(), format!("--log-outputs={path}: {error}")))
-}
-
-type Sinks = Vec<Box<dyn Write + Send>>;
-
-/// Every line goes to each of them.
-#[derive(Clone)]
-struct Outputs(Arc<Mutex<Sinks>>);
-
-impl<'a> MakeWriter<'a> for Outputs {
-    type Writer = Outputs;
-
-    fn make_writer(&'a self) -> Outputs {
-        self.clone()
-    }
-}
-
-impl Write for Outputs {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().iter_mut().try_for_each(|output| output.write_all(line))?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().iter_mut().try_for_each(|output| output.flush())
-    }
-}
-
-struct Line {
-    format: Format,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -151,6 +33,7 @@ where
         SystemTime.format_time(&mut Writer::new(&mut time))?;
         let (metadata, Fields { message, others }) = (event.metadata(), fields);
         let level = match *metadata.level() {
+            Level::ERROR if metadata.target() == FATAL => "fatal",
             Level::ERROR => "error",
             Level::WARN => "warn",
             Level::INFO => "info",
@@ -178,7 +61,7 @@ where
 }
 
 /// A source file's folder and name, as zap shows it.
-fn caller(file: &str) -> &str {
+pub fn caller(file: &str) -> &str {
     let mut slashes = file.rmatch_indices('/').map(|(at, _)| at);
     match slashes.nth(1) {
         Some(at) => &file[at + 1..],
@@ -240,24 +123,30 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, sync::Arc};
+
+    use parking_lot::Mutex;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+    use crate::logging::outputs::Outputs;
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Buffer {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().write(bytes)
         }
 
-        fn flush(&mut self) -> io::Result<()> {
+        fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
     }
 
     fn logged(format: Format, log: impl FnOnce()) -> String {
         let buffer = Buffer::default();
-        let outputs = Outputs(Arc::new(Mutex::new(vec![Box::new(buffer.clone())])));
+        let outputs = Outputs::new(vec![Box::new(buffer.clone())], None);
         let layer = tracing_subscriber::fmt::layer().event_format(Line { format }).with_writer(outputs);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let bytes = buffer.0.lock().clone();
@@ -272,8 +161,14 @@ mod tests {
         assert_eq!(value["msg"], "it says \"no\"");
         assert_eq!(value["member-id"], 7);
         assert_eq!(value["name"], "a\"b");
-        assert!(value["caller"].as_str().unwrap().starts_with("src/logging.rs:"), "{line}");
+        assert!(value["caller"].as_str().unwrap().starts_with("logging/line.rs:"), "{line}");
         assert!(value["ts"].as_str().unwrap().ends_with('Z') && line.ends_with("}\n"));
+    }
+
+    #[test]
+    fn what_ends_the_process_is_fatal() {
+        let line = logged(Format::Json, || tracing::error!(target: FATAL, "the end"));
+        assert!(line.contains(r#""level":"fatal""#), "{line}");
     }
 
     #[test]
