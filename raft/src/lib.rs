@@ -40,6 +40,7 @@ use proto::{ClusterId, MemberId};
 
 pub use change::{Change, ChangePolicy};
 pub use membership::ChangeError;
+pub use network::connect::{Connect, PeerStream};
 pub use node::Node;
 
 /// A member of the cluster.
@@ -70,6 +71,8 @@ pub struct Config {
     pub snapshot_count: u64,
     /// Told how long each sync of the log took.
     pub log_synced: LogSynced,
+    /// Opens connections to the other members.
+    pub connect: Arc<dyn Connect>,
 }
 
 pub type LogSynced = Arc<dyn Fn(Duration) + Send + Sync>;

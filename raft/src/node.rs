@@ -85,7 +85,13 @@ impl Node {
         let io = |error: std::io::Error| StartError::Io(error.to_string());
         let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
         let snapshots = Arc::new(snapshots.map_err(io)?);
-        let peers = Peers::new(config.cluster.0, config.member.0, config.election_timeout, snapshots.clone());
+        let peers = Peers::new(
+            config.cluster.0,
+            config.member.0,
+            config.election_timeout,
+            snapshots.clone(),
+            config.connect.clone(),
+        );
         let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
         let others = members.clone().into_iter().filter(|(id, _)| *id != config.member.0);
         if is_fresh && peers.ask_about(config.member.0, others).await.is_bootstrapped {

@@ -1,6 +1,6 @@
 //! What the flags mean together. Source: etcd, `server/embed/config.go` (Validate), `server/config/config.go`.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
     access::{Access, Allowed},
@@ -11,7 +11,8 @@ use crate::{
     gates::{GateError, Gates},
     logging::{self, Logging, LoggingError},
     quota,
-    urls::{self, Url, UrlError},
+    tls::{self, settings::SettingsError},
+    urls::{self, Address, Url, UrlError},
 };
 
 /// etcd's bound, so that nobody waits forever for a leader.
@@ -34,6 +35,8 @@ pub struct Config {
     pub snapshot_count: u64,
     pub limits: Limits,
     pub connections: Connections,
+    pub client_tls: tls::Settings,
+    pub peer_tls: tls::Settings,
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
     pub corruption_checks: corruption::Intervals,
@@ -58,7 +61,10 @@ pub struct InitialCluster {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     pub flag: &'static str,
-    pub address: SocketAddr,
+    pub address: Address,
+    /// Which of the two may come in. Both, where the flag names the address with both schemes.
+    pub is_plain: bool,
+    pub is_tls: bool,
 }
 
 /// How client connections are served.
@@ -101,6 +107,10 @@ pub enum ConfigError {
     OtherUrls { name: String, cluster: String, advertised: String },
     #[error("--initial-cluster={0} has duplicate url")]
     DuplicateUrl(String),
+    #[error("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {0}")]
+    SameListener(Address),
+    #[error(transparent)]
+    Tls(#[from] SettingsError),
 }
 
 /// The logging flags. They are read first, so that the rest can be complained about in the log.
@@ -138,6 +148,13 @@ impl Config {
         let listen_client = listen(flags, "listen-client-urls")?;
         let listen_client_http = listen(flags, "listen-client-http-urls")?;
         let listen_metrics = listen(flags, "listen-metrics-urls")?;
+        if let Some(twice) =
+            listen_client_http.iter().find(|http| listen_client.iter().any(|l| l.address == http.address))
+        {
+            return Err(ConfigError::SameListener(twice.address.clone()));
+        }
+        let client_tls = tls::Settings::client(flags, [&listen_client, &listen_client_http, &listen_metrics])?;
+        let peer_tls = tls::Settings::peer(flags, [&listen_peer])?;
         let advertise_peer = advertised(flags, "initial-advertise-peer-urls")?;
         let advertise_client = advertised(flags, "advertise-client-urls")?;
         let is_existing = match flags.get("initial-cluster-state") {
@@ -180,6 +197,8 @@ impl Config {
                 keepalive_timeout: time(flags, "grpc-keepalive-timeout")?,
                 reuse_port: flags.is_true("socket-reuse-port"),
             },
+            client_tls,
+            peer_tls,
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
             corruption_checks: corruption_checks(flags)?,
@@ -224,9 +243,17 @@ fn listen(flags: &Flags, flag: &'static str) -> Result<Vec<Listen>, ConfigError>
     if is_optional && flags.get(flag).is_empty() {
         return Ok(Vec::new());
     }
-    let urls = url_list(flags, flag)?.into_iter();
-    let listen = urls.map(|url| url.bind_address().map(|address| Listen { flag, address }));
-    listen.collect::<Result<_, _>>().map_err(|reason| bad_url(flags, flag, reason))
+    let mut all: Vec<Listen> = Vec::new();
+    for url in url_list(flags, flag)? {
+        let address = url.bind_address().map_err(|reason| bad_url(flags, flag, reason))?;
+        let same = all.iter().position(|listen| listen.address == address).unwrap_or_else(|| {
+            all.push(Listen { flag, address, is_plain: false, is_tls: false });
+            all.len() - 1
+        });
+        all[same].is_tls |= url.is_tls();
+        all[same].is_plain |= !url.is_tls();
+    }
+    Ok(all)
 }
 
 fn advertised(flags: &Flags, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
@@ -312,8 +339,8 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("default.pintle"));
         assert_eq!(config.wal_dir, PathBuf::from("default.pintle/member/wal"));
-        assert_eq!(config.listen_client[0].address, "127.0.0.1:2379".parse().unwrap());
-        assert_eq!(config.listen_peer[0].address, "127.0.0.1:2380".parse().unwrap());
+        assert_eq!(config.listen_client[0].address, Address::Tcp("127.0.0.1:2379".parse().unwrap()));
+        assert_eq!(config.listen_peer[0].address, Address::Tcp("127.0.0.1:2380".parse().unwrap()));
         assert_eq!(urls::join(&config.cluster.members["default"]), "http://localhost:2380");
         assert_eq!(config.limits.max_request_bytes, 1_572_864);
         assert!(config.retention.is_none() && !config.cluster.is_given);

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | with a meaning here | taken |
 //! | of etcd without a meaning here | accepted, with one line of warning |
-//! | that asks for what Pintle lacks and must not be passed over (TLS, discovery, …) | refused |
+//! | that asks for what Pintle lacks and must not be passed over (discovery, …) | refused |
 //! | not etcd's either | refused, with the nearest name |
 
 use std::collections::BTreeMap;
@@ -66,6 +66,7 @@ flags! {
     Value Taken "grpc-keepalive-interval" = "2h", "time between the server's pings on a connection (0: none)";
     Value Taken "grpc-keepalive-timeout" = "20s", "time until an unanswered ping closes a connection";
     Bool  Taken "socket-reuse-port" = "false", "set SO_REUSEPORT on listeners";
+    Bool  Taken "socket-reuse-address" = "false", "set SO_REUSEADDR on listeners, which is set in any case";
     Value Taken "auto-compaction-mode" = "periodic", "what --auto-compaction-retention counts: periodic or revision";
     Value Taken "auto-compaction-retention" = "0", "history to keep: hours or a duration, or revisions (0: never compact)";
     Value Taken "watch-progress-notify-interval" = "10m", "time between progress notifications of idle watches";
@@ -89,6 +90,30 @@ flags! {
     Bool  Taken "stop-grpc-service-on-defrag" = "false", "of etcd 3.5: the gate StopGRPCServiceOnDefrag";
     Bool  Taken "txn-mode-write-with-shared-buffer" = "true", "of etcd 3.5: the gate TxnModeWriteWithSharedBuffer";
     Value Taken "config-file" = "", "a YAML file with the flags' names as keys; with it neither flags nor environment count";
+    Value Taken "cert-file" = "", "certificate for clients' connections";
+    Value Taken "key-file" = "", "key of --cert-file";
+    Value Taken "client-cert-file" = "", "certificate to show as a client (default: --cert-file)";
+    Value Taken "client-key-file" = "", "key of --client-cert-file";
+    Bool  Taken "client-cert-auth" = "false", "ask clients for a certificate of --trusted-ca-file";
+    Value Taken "client-crl-file" = "", "list of revoked client certificates";
+    Value Taken "client-cert-allowed-hostname" = "", "names or addresses, separated by commas, one of which a client's certificate must hold";
+    Value Taken "trusted-ca-file" = "", "whose client certificates are taken";
+    Bool  Taken "auto-tls" = "false", "make a certificate for clients' connections at the first start";
+    Value Taken "peer-cert-file" = "", "certificate for the other members' connections";
+    Value Taken "peer-key-file" = "", "key of --peer-cert-file";
+    Value Taken "peer-client-cert-file" = "", "certificate to show to the other members (default: --peer-cert-file)";
+    Value Taken "peer-client-key-file" = "", "key of --peer-client-cert-file";
+    Bool  Taken "peer-client-cert-auth" = "false", "ask the other members for a certificate of --peer-trusted-ca-file";
+    Value Taken "peer-trusted-ca-file" = "", "whose member certificates are taken";
+    Bool  Taken "peer-auto-tls" = "false", "make a certificate for the other members' connections at the first start";
+    Value Taken "peer-crl-file" = "", "list of revoked member certificates";
+    Value Taken "peer-cert-allowed-cn" = "", "common names, separated by commas, one of which a member's certificate must hold";
+    Value Taken "peer-cert-allowed-hostname" = "", "names or addresses, separated by commas, one of which a member's certificate must hold";
+    Bool  Taken "peer-skip-client-san-verification" = "false", "do not compare a member's certificate with the address it connects from";
+    Value Taken "cipher-suites" = "", "TLS 1.2 cipher suites, separated by commas, by Go's names";
+    Value Taken "tls-min-version" = "TLS1.2", "TLS1.2 or TLS1.3";
+    Value Taken "tls-max-version" = "", "TLS1.2 or TLS1.3 (default: the highest)";
+    Value Taken "self-signed-cert-validity" = "1", "years that certificates of --auto-tls and --peer-auto-tls are valid for";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";
@@ -102,9 +127,8 @@ flags! {
     Bool  NoMeaning "memory-mlock" = "false", "";
     Value NoMeaning "backend-bbolt-freelist-type" = "map", "";
     Value NoMeaning "backend-batch-interval" = "0s", "";
-    Value NoMeaning "backend-batch-limit" = "0", "";
     Value NoMeaning "grpc-keepalive-min-time" = "5s", "";
-    Bool  NoMeaning "socket-reuse-address" = "false", "";
+    Value NoMeaning "backend-batch-limit" = "0", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";
     Value NoMeaning "compaction-batch-limit" = "1000", "";
@@ -120,26 +144,6 @@ flags! {
 
     Value Missing "auth-token" = "simple", "";
     Bool  Missing "force-new-cluster" = "false", "";
-    Value Missing "cert-file" = "", "";
-    Value Missing "key-file" = "", "";
-    Value Missing "client-cert-file" = "", "";
-    Value Missing "client-key-file" = "", "";
-    Bool  Missing "client-cert-auth" = "false", "";
-    Value Missing "client-crl-file" = "", "";
-    Value Missing "client-cert-allowed-hostname" = "", "";
-    Value Missing "trusted-ca-file" = "", "";
-    Bool  Missing "auto-tls" = "false", "";
-    Value Missing "peer-cert-file" = "", "";
-    Value Missing "peer-key-file" = "", "";
-    Value Missing "peer-client-cert-file" = "", "";
-    Value Missing "peer-client-key-file" = "", "";
-    Bool  Missing "peer-client-cert-auth" = "false", "";
-    Value Missing "peer-trusted-ca-file" = "", "";
-    Bool  Missing "peer-auto-tls" = "false", "";
-    Value Missing "peer-crl-file" = "", "";
-    Value Missing "peer-cert-allowed-cn" = "", "";
-    Value Missing "peer-cert-allowed-hostname" = "", "";
-    Bool  Missing "peer-skip-client-san-verification" = "false", "";
     Value Missing "discovery" = "", "";
     Value Missing "discovery-token" = "", "";
     Value Missing "discovery-endpoints" = "", "";
@@ -158,10 +162,6 @@ flags! {
     Value Missing "distributed-tracing-sampling-rate" = "0", "";
     Value Missing "auth-token-ttl" = "300", "";
     Value Missing "bcrypt-cost" = "10", "";
-    Value Missing "cipher-suites" = "", "";
-    Value Missing "tls-min-version" = "TLS1.2", "";
-    Value Missing "tls-max-version" = "", "";
-    Value Missing "self-signed-cert-validity" = "1", "";
     Value Missing "discovery-dial-timeout" = "2s", "";
     Value Missing "discovery-request-timeout" = "5s", "";
     Value Missing "discovery-keepalive-time" = "2s", "";
@@ -401,8 +401,8 @@ mod tests {
     #[test]
     fn a_flag_without_a_meaning_warns_and_an_unsafe_one_is_refused() {
         assert_eq!(read(&["--max-wals=3"]).unwrap().warnings.len(), 1);
-        assert_eq!(read(&["--cert-file=x"]).unwrap_err(), FlagError::Missing { name: "cert-file" });
-        assert!(read(&["--client-cert-auth=false", "--auth-token", "simple"]).unwrap().warnings.is_empty());
+        assert_eq!(read(&["--discovery=x"]).unwrap_err(), FlagError::Missing { name: "discovery" });
+        assert!(read(&["--force-new-cluster=false", "--auth-token", "simple"]).unwrap().warnings.is_empty());
     }
 
     #[test]

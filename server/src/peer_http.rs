@@ -1,26 +1,26 @@
 //! Plain HTTP to other members: JSON on their peer ports, where a member is asked before it is one of Raft's, or without
 //! Raft. One connection for each question: they are few.
 //!
-//! [`PeerHttp::connect`] is the one place that opens a connection, and so the one that knows of TLS.
+//! Connections are those of [`Dialer`], encrypted where the URL says so.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes, to_bytes};
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
+
+use crate::{tls::Dialer, urls::Url};
 
 /// An answer is a list of members or a hash: whatever is longer comes from something else.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Makes requests to members. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct PeerHttp {}
+#[derive(Clone)]
+pub struct PeerHttp {
+    dialer: Arc<Dialer>,
+}
 
 /// What a member answered, whatever the status.
 #[derive(Debug)]
@@ -44,13 +44,9 @@ pub enum PeerHttpError {
     Timeout { url: String, after: Duration },
 }
 
-/// A connection, encrypted or not.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 impl PeerHttp {
-    pub fn new() -> PeerHttp {
-        PeerHttp {}
+    pub fn new(dialer: Arc<Dialer>) -> PeerHttp {
+        PeerHttp { dialer }
     }
 
     /// `peer_url` as members advertise it, `path` with the query.
@@ -91,7 +87,7 @@ impl PeerHttp {
         within: Duration,
     ) -> Result<Answer, PeerHttpError> {
         let url = format!("{peer_url}{path}");
-        match timeout(within, self.exchange(method, &url, headers, body)).await {
+        match timeout(within, self.exchange(method, peer_url, path, headers, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(PeerHttpError::Timeout { url, after: within }),
         }
@@ -100,14 +96,14 @@ impl PeerHttp {
     async fn exchange(
         &self,
         method: Method,
-        url: &str,
+        peer_url: &str,
+        path: &str,
         headers: &[(&'static str, String)],
         body: Bytes,
     ) -> Result<Answer, PeerHttpError> {
+        let url = &format!("{peer_url}{path}");
         let no_url = || PeerHttpError::Url { url: url.into() };
-        let uri: Uri = url.parse().map_err(|_| no_url())?;
-        let authority = uri.authority().ok_or_else(no_url)?.as_str();
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let authority = Url::parse(peer_url).map_err(|_| no_url())?.authority().to_string();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -117,7 +113,8 @@ impl PeerHttp {
             request = request.header(*name, value);
         }
         let request = request.body(Body::from(body)).map_err(|_| no_url())?;
-        let stream = self.connect(&uri).await.map_err(|error| PeerHttpError::Connect { url: url.into(), error })?;
+        let stream =
+            self.dialer.connect(peer_url).await.map_err(|error| PeerHttpError::Connect { url: url.into(), error })?;
         let http = |error| PeerHttpError::Http { url: url.into(), error };
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
@@ -136,14 +133,6 @@ impl PeerHttp {
                 Err(error) => Err(http(error)),
             },
         }
-    }
-
-    async fn connect(&self, uri: &Uri) -> io::Result<Box<dyn Stream>> {
-        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let port = uri.port_u16().unwrap_or(80);
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(Box::new(stream))
     }
 }
 
@@ -166,7 +155,7 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Json, Router, routing};
+    use axum::{Json, Router, http::Uri, routing};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -190,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn questions_are_answered() {
-        let (http, url, within) = (PeerHttp::new(), serve().await, Duration::from_secs(5));
+        let (http, url, within) = (PeerHttp::new(Arc::new(Dialer::plain())), serve().await, Duration::from_secs(5));
         let list = http.get(&url, "/list?a=1", within).await.unwrap();
         assert_eq!(list.json::<Option<String>>(), Ok(Some("a=1".into())));
         let echo = http.post(&url, "/echo", "hello", within).await.unwrap();
@@ -204,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_without_an_answer_ends() {
-        let (http, url) = (PeerHttp::new(), serve().await);
+        let (http, url) = (PeerHttp::new(Arc::new(Dialer::plain())), serve().await);
         let late = http.get(&url, "/never", Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(late, PeerHttpError::Timeout { .. }), "{late}");
         let refused = http.get("http://127.0.0.1:1", "/", Duration::from_secs(5)).await.unwrap_err();

@@ -1,6 +1,6 @@
 //! Listeners and connections: gRPC and HTTP on one port, told apart by their paths.
 
-use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper_util::{
@@ -17,7 +17,7 @@ use proto::{
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
@@ -29,12 +29,14 @@ use tower::Service;
 use crate::{
     cluster::ClusterService,
     concurrency::{self, ElectionService, LockService},
-    config::{Connections, Listen},
+    config::Connections,
     context::Context,
     kv::KvService,
     lease::{self, LeaseService},
+    listen::{Io, Listener, Socket},
     maintenance::MaintenanceService,
     rpc_count::CountLayer,
+    tls::{self, ClientCertificate},
     too_large,
     unimplemented::Missing,
     watch::{self, WatchService},
@@ -42,8 +44,6 @@ use crate::{
 
 /// What a request may be longer than `--max-request-bytes` on the wire, as in etcd.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 4096;
 /// What a client may send ahead, so that a large request is not slowed down by round trips.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
@@ -51,28 +51,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const PENDING_RESETS_MAX: usize = 1024;
 /// After an error of accept, such as too many open files: the time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-#[derive(Debug, thiserror::Error)]
-#[error("--{flag}: cannot listen on {address}: {error}; stop what listens there, or give another address")]
-pub struct BindError {
-    flag: &'static str,
-    address: std::net::SocketAddr,
-    error: io::Error,
-}
-
-/// Binds without accepting yet.
-pub fn bind(listen: &Listen, reuse_port: bool) -> Result<TcpListener, BindError> {
-    let bind = || {
-        let socket = if listen.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        if reuse_port {
-            socket.set_reuseport(true)?;
-        }
-        socket.bind(listen.address)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|error| BindError { flag: listen.flag, address: listen.address, error })
-}
 
 /// The gRPC services for clients.
 pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lease::Clock>) -> anyhow::Result<Router> {
@@ -127,18 +105,41 @@ where
 #[derive(Clone)]
 pub struct Server {
     connections: Connections,
+    /// Of all listeners together; none for members, who are few.
+    limit: Option<Arc<Semaphore>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
+/// How a connection may come in at a listener.
+#[derive(Clone)]
+struct Door {
+    routes: Router,
+    is_plain: bool,
+    tls: Option<Arc<tls::Acceptor>>,
+}
+
+/// An encrypted connection, or a plain one, and what is known of its other end.
+struct Accepted {
+    io: Io,
+    is_secured: bool,
+    certificate: Option<ClientCertificate>,
+}
+
 impl Server {
     pub fn new(connections: Connections, stop: CancellationToken) -> Self {
-        Server { connections, stop, tasks: TaskTracker::new() }
+        Server { connections, limit: None, stop, tasks: TaskTracker::new() }
     }
 
-    /// Begins to accept. The routes have a fallback.
-    pub fn start(&self, listener: TcpListener, routes: Router) {
-        self.tasks.spawn(self.clone().accept(listener, routes));
+    /// One that serves no more than `limit` connections at once. The next ones wait to be accepted.
+    pub fn with_limit(self, limit: usize) -> Self {
+        Server { limit: Some(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))), ..self }
+    }
+
+    /// Begins to accept. The routes have a fallback. A listener for TLS needs an acceptor.
+    pub fn start(&self, listener: Listener, routes: Router, tls: Option<&Arc<tls::Acceptor>>) {
+        let door = Door { routes, is_plain: listener.is_plain, tls: tls.filter(|_| listener.is_tls).cloned() };
+        self.tasks.spawn(self.clone().accept(listener, door));
     }
 
     /// Returns when all connections have ended.
@@ -147,11 +148,22 @@ impl Server {
         self.tasks.wait().await;
     }
 
-    async fn accept(self, listener: TcpListener, routes: Router) {
-        while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
+    async fn accept(self, listener: Listener, door: Door) {
+        let next = async || {
+            let permit = match &self.limit {
+                Some(limit) => Some(limit.clone().acquire_owned().await.expect("the limit is never closed")),
+                None => None,
+            };
+            (permit, listener.accept().await)
+        };
+        while let Some((permit, accepted)) = self.stop.run_until_cancelled(next()).await {
             match accepted {
-                Ok((stream, _)) => {
-                    self.tasks.spawn(self.clone().serve(stream, routes.clone()));
+                Ok((socket, remote)) => {
+                    let (server, door) = (self.clone(), door.clone());
+                    self.tasks.spawn(async move {
+                        server.serve(socket, remote, door).await;
+                        drop(permit);
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -161,11 +173,39 @@ impl Server {
         }
     }
 
-    fn serve(self, stream: TcpStream, routes: Router) -> impl Future<Output = ()> + Send {
+    async fn serve(self, socket: Socket, remote: Option<IpAddr>, door: Door) {
+        let Some(Some(accepted)) = self.stop.run_until_cancelled(door.open(socket, remote)).await else { return };
+        let routes = door.routes;
+        let Accepted { io, is_secured, certificate } = accepted;
+        let service = hyper::service::service_fn(move |mut request: ::http::Request<hyper::body::Incoming>| {
+            if is_secured {
+                request.extensions_mut().insert(tls::Secured);
+            }
+            if let Some(certificate) = &certificate {
+                request.extensions_mut().insert(certificate.clone());
+            }
+            hyper::service::Service::call(&TowerToHyperService::new(routes.clone()), request)
+        });
+        let builder = self.builder();
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "a connection ended");
+        }
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new());
-        let mut http2 = builder.http2();
-        http2
+        builder
+            .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.connections.max_concurrent_streams)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -173,23 +213,18 @@ impl Server {
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
             .keep_alive_interval(self.connections.keepalive_interval)
             .keep_alive_timeout(self.connections.keepalive_timeout);
-        async move {
-            // Small answers go out at once.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY");
-            }
-            let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = self.stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error, "a connection ended");
-            }
-        }
+        builder
+    }
+}
+
+impl Door {
+    /// The connection in the way it comes in; `None` when there is no one to serve.
+    async fn open(&self, socket: Socket, remote: Option<IpAddr>) -> Option<Accepted> {
+        let tls = match &self.tls {
+            Some(tls) if !self.is_plain || socket.begins_with_tls().await => tls,
+            _ => return Some(Accepted { io: Io::Plain(socket), is_secured: false, certificate: None }),
+        };
+        let (stream, certificate) = tls.accept(socket, remote).await?;
+        Some(Accepted { io: Io::Tls(Box::new(stream)), is_secured: true, certificate })
     }
 }

@@ -12,7 +12,6 @@ use anyhow::{Context as _, anyhow, bail};
 use proto::command::{MemberAttributes, command::Op};
 use storage::Store;
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     task::JoinHandle,
@@ -27,11 +26,13 @@ use crate::{
     corruption,
     gates::Gate,
     gateway, http, lease,
+    listen::{self, Listener},
     metrics::{self, Metrics},
     observer::Observer,
     peer_http::PeerHttp,
     quota::Quota,
     serve::{self, Server},
+    tls::{self, Tls},
     urls, watch,
 };
 
@@ -44,18 +45,18 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
 
 /// All that is listened on, bound before anything is written.
 struct Listeners {
-    client: Vec<TcpListener>,
-    client_http: Vec<TcpListener>,
-    peer: Vec<TcpListener>,
-    metrics: Vec<TcpListener>,
+    client: Vec<Listener>,
+    client_http: Vec<Listener>,
+    peer: Vec<Listener>,
+    metrics: Vec<Listener>,
 }
 
 impl Listeners {
-    fn bind(config: &Config) -> Result<Listeners, serve::BindError> {
+    fn bind(config: &Config) -> Result<Listeners, listen::BindError> {
         let bind = |listen: &[Listen]| {
             listen
                 .iter()
-                .map(|listen| serve::bind(listen, config.connections.reuse_port))
+                .map(|listen| Listener::bind(listen, config.connections.reuse_port))
                 .collect::<Result<Vec<_>, _>>()
         };
         Ok(Listeners {
@@ -77,8 +78,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         data_dir = %config.data_dir.display(),
         "starting"
     );
+    // What is wrong with the files shows before anything is written.
+    Tls::open(&config, false)?;
     let listeners = Listeners::bind(&config)?;
+    let connections_max = listen::connections_max()?;
     let dir = DataDir::open(&config)?;
+    let tls = Tls::open(&config, true)?;
     tracing::info!(
         local_member_id = %dir.identity.member,
         cluster_id = %dir.identity.cluster,
@@ -93,7 +98,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     hub.attach(store.clone());
     let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
     metrics.show_gates(&config.gates)?;
-    let node_config = node_config(&config, &dir, &metrics)?;
+    let node_config = node_config(&config, &dir, &metrics, &tls)?;
     let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
     let ctx = Arc::new(Context {
         store,
@@ -103,7 +108,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         limits: config.limits,
         gates: config.gates.clone(),
         quota: Quota::new(config.limits.quota_backend_bytes),
-        peer_http: PeerHttp::new(),
+        peer_http: PeerHttp::new(tls.dialer.clone()),
         watch_progress_interval: config.watch_progress_interval,
         election_timeout: config.election_timeout,
         metrics,
@@ -116,9 +121,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         corruption::initial_check(&ctx).await?;
     }
 
-    let server = Server::new(config.connections, shutdown.clone());
+    let server = Server::new(config.connections, shutdown.clone()).with_limit(connections_max);
     for listener in listeners.metrics {
-        server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found));
+        server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
     let grpc = serve::grpc_routes(ctx.clone(), hub, clock).await?;
     let access = Arc::new(config.access.clone());
@@ -135,7 +140,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let peer_stop = CancellationToken::new();
     let peer_server = Server::new(config.connections, peer_stop.clone());
     for listener in listeners.peer {
-        peer_server.start(listener, peer.clone());
+        peer_server.start(listener, peer.clone(), tls.peer.as_ref());
     }
     tokio::spawn(metrics::count_leaders(ctx.metrics.clone(), node.watch_status()));
     if let Some(retention) = config.retention {
@@ -149,10 +154,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let with_http = listeners.client_http.is_empty();
         for listener in listeners.client {
             let routes = if with_http { grpc.clone().merge(http.clone()) } else { grpc.clone() };
-            server.start(listener, http::with_not_found(routes, access.clone()));
+            server.start(listener, http::with_not_found(routes, access.clone()), tls.client.as_ref());
         }
         for listener in listeners.client_http {
-            server.start(listener, http::with_not_found(http.clone(), access.clone()));
+            server.start(listener, http::with_not_found(http.clone(), access.clone()), tls.client.as_ref());
         }
         tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
         std::future::pending::<()>().await
@@ -201,7 +206,7 @@ async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clo
     Ok(store)
 }
 
-fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>) -> anyhow::Result<raft::Config> {
+fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls) -> anyhow::Result<raft::Config> {
     // On a restart the log and the store hold the membership, and the flags need not.
     let described = bootstrap::initial_members(config)?;
     let is_own = described.iter().any(|member| member.id == dir.identity.member);
@@ -220,6 +225,7 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>) -> anyhow
             let metrics = metrics.clone();
             Arc::new(move |took| metrics.log_syncs.observe(took.as_secs_f64()))
         },
+        connect: Arc::new(tls::dial::ForRaft(tls.dialer.clone())),
     })
 }
 

@@ -1,26 +1,58 @@
-//! The URLs of the command line: `scheme://host:port`, kept as written, since member ids are computed from the text.
+//! The URLs of the command line: `scheme://host:port` or `unix://path`, kept as written, since member ids are computed
+//! from the text.
 //! Source: etcd, `client/pkg/types/urls.go`, `urlsmap.go`.
 
 use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
 };
 
-/// `http://host:port`.
+/// `http://host:port`, `https://host:port`, `unix://path` or `unixs://path`. Ordered by its text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Url {
     text: String,
-    host: String,
-    port: u16,
+    place: Place,
+    is_tls: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Place {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// Where to connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target<'a> {
+    Tcp(&'a str, u16),
+    Unix(&'a std::path::Path),
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// A relative path is one below the working directory, as in etcd.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     #[error("URL scheme must be http, https, unix, or unixs: {0}")]
     Scheme(String),
-    #[error("{0}: Pintle does not have TLS and Unix sockets yet, only http")]
-    Unsupported(String),
+    #[error("{0}: the path of the Unix socket is missing")]
+    NoSocket(String),
     #[error("URL address does not have the form \"host:port\": {0}")]
     Address(String),
     #[error("URL must not contain a path: {0}")]
@@ -40,10 +72,16 @@ impl Url {
         let text = text.trim();
         let error = |make: fn(String) -> UrlError| make(text.to_string());
         let (scheme, rest) = text.split_once("://").ok_or_else(|| error(UrlError::Scheme))?;
-        match scheme {
-            "http" => {}
-            "https" | "unix" | "unixs" => return Err(error(UrlError::Unsupported)),
+        let is_tls = match scheme {
+            "http" | "unix" => false,
+            "https" | "unixs" => true,
             _ => return Err(error(UrlError::Scheme)),
+        };
+        if scheme.starts_with("unix") {
+            return match rest {
+                "" => Err(error(UrlError::NoSocket)),
+                path => Ok(Url { text: text.into(), place: Place::Unix(path.into()), is_tls }),
+            };
         }
         if let Some(at) = rest.find(['/', '?', '#']) {
             return Err(error(if rest[..at].contains(':') { UrlError::Path } else { UrlError::Address }));
@@ -55,7 +93,35 @@ impl Url {
             None => host,
         };
         let port = port.parse().map_err(|_| error(UrlError::Address))?;
-        Ok(Url { text: text.into(), host: host.into(), port })
+        Ok(Url { text: text.into(), place: Place::Tcp { host: host.into(), port }, is_tls })
+    }
+
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// The name or address before the port; none of a Unix socket.
+    pub fn host(&self) -> Option<&str> {
+        match &self.place {
+            Place::Tcp { host, .. } => Some(host),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// For the `Host` header.
+    pub fn authority(&self) -> &str {
+        match &self.place {
+            Place::Tcp { .. } => self.text.split_once("://").map_or("", |(_, rest)| rest),
+            Place::Unix(_) => "localhost",
+        }
+    }
+
+    /// The name or address to connect to with its port, or the path of the socket.
+    pub fn target(&self) -> Target<'_> {
+        match &self.place {
+            Place::Tcp { host, port } => Target::Tcp(host, *port),
+            Place::Unix(path) => Target::Unix(path),
+        }
     }
 
     /// A list separated by commas, sorted as etcd sorts it.
@@ -67,17 +133,21 @@ impl Url {
     }
 
     /// Where to listen. Names but `localhost` are refused, as in etcd: what they mean may change.
-    pub fn bind_address(&self) -> Result<SocketAddr, UrlError> {
-        let ip = match self.host.as_str() {
+    pub fn bind_address(&self) -> Result<Address, UrlError> {
+        let (host, port) = match &self.place {
+            Place::Tcp { host, port } => (host, *port),
+            Place::Unix(path) => return Ok(Address::Unix(path.clone())),
+        };
+        let ip = match host.as_str() {
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
             host => host.parse().map_err(|_| UrlError::NoIp(self.text.clone()))?,
         };
-        Ok(SocketAddr::new(ip, self.port))
+        Ok(Address::Tcp(SocketAddr::new(ip, port)))
     }
 
     /// Where others connect to.
     pub fn check_reachable(&self) -> Result<(), UrlError> {
-        if self.host.is_empty() { Err(UrlError::NoHost(self.text.clone())) } else { Ok(()) }
+        if self.host() == Some("") { Err(UrlError::NoHost(self.text.clone())) } else { Ok(()) }
     }
 
     pub fn as_str(&self) -> &str {
@@ -85,7 +155,8 @@ impl Url {
     }
 
     fn resolve(&self) -> Vec<SocketAddr> {
-        let found = (self.host.as_str(), self.port).to_socket_addrs();
+        let Place::Tcp { host, port } = &self.place else { return Vec::new() };
+        let found = (host.as_str(), *port).to_socket_addrs();
         let mut addresses: Vec<SocketAddr> = found.map(|found| found.collect()).unwrap_or_default();
         addresses.sort();
         addresses
@@ -140,16 +211,26 @@ mod tests {
     fn a_url_is_kept_as_written() {
         let url = Url::parse(" http://10.0.0.1:80").unwrap();
         assert_eq!(url.to_string(), "http://10.0.0.1:80");
-        assert_eq!(url.bind_address(), Ok("10.0.0.1:80".parse().unwrap()));
-        assert_eq!(Url::parse("http://[::1]:2379").unwrap().bind_address(), Ok("[::1]:2379".parse().unwrap()));
-        assert_eq!(Url::parse("http://localhost:1").unwrap().bind_address(), Ok("127.0.0.1:1".parse().unwrap()));
+        let tcp = |text: &str| Ok(Address::Tcp(text.parse().unwrap()));
+        assert_eq!(url.bind_address(), tcp("10.0.0.1:80"));
+        assert_eq!(Url::parse("http://[::1]:2379").unwrap().bind_address(), tcp("[::1]:2379"));
+        assert_eq!(Url::parse("https://localhost:1").unwrap().bind_address(), tcp("127.0.0.1:1"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_named_by_all_behind_the_scheme() {
+        for (text, path) in [("unix:///tmp/a.sock", "/tmp/a.sock"), ("unixs://localhost:1", "localhost:1")] {
+            let url = Url::parse(text).unwrap();
+            assert_eq!((url.bind_address(), url.as_str()), (Ok(Address::Unix(path.into())), text));
+            assert_eq!(url.is_tls(), text.starts_with("unixs"));
+        }
+        assert_eq!(Url::parse("unix://"), Err(UrlError::NoSocket("unix://".into())));
     }
 
     #[test]
     fn what_is_no_url_is_refused_with_the_reason() {
         let text = |text: &str| text.to_string();
         assert_eq!(Url::parse("ftp://a:1"), Err(UrlError::Scheme(text("ftp://a:1"))));
-        assert_eq!(Url::parse("https://a:1"), Err(UrlError::Unsupported(text("https://a:1"))));
         assert_eq!(Url::parse("http://a"), Err(UrlError::Address(text("http://a"))));
         assert_eq!(Url::parse("http://a:1/x"), Err(UrlError::Path(text("http://a:1/x"))));
         assert_eq!(Url::parse("http://a:1").unwrap().bind_address(), Err(UrlError::NoIp(text("http://a:1"))));

@@ -76,9 +76,9 @@ fn a_wrong_flag_is_refused_with_the_right_one() {
     let (code, text) = refusal(command(dir.path(), 1, 2).arg("--election-timeout=100"));
     assert_eq!(code, 1);
     assert!(text.contains("--election-timeout[100ms]"), "{text}");
-    let (code, text) = refusal(command(dir.path(), 1, 2).arg("--cert-file=x"));
+    let (code, text) = refusal(command(dir.path(), 1, 2).arg("--discovery=x"));
     assert_eq!(code, 2);
-    assert!(text.contains("--cert-file"), "{text}");
+    assert!(text.contains("--discovery"), "{text}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
 }
 

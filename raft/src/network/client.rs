@@ -33,8 +33,9 @@ use tonic::{
 };
 
 use super::{
-    CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire, transfer, vote_request_to_wire,
-    voted_from_wire,
+    CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire,
+    connect::{self, Connect},
+    transfer, vote_request_to_wire, voted_from_wire,
 };
 use crate::{
     convert::{id_to_wire, vote_from_wire, vote_to_wire},
@@ -74,6 +75,7 @@ pub struct Peers {
     forwarding: Arc<Mutex<HashMap<u64, (Vec<String>, Client)>>>,
     /// Knows the newest URLs, once Raft has started.
     metrics: Arc<OnceLock<Metrics>>,
+    connect: Arc<dyn Connect>,
 }
 
 type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
@@ -87,8 +89,15 @@ pub struct Past {
 
 impl Peers {
     /// Of this `member`, to the others.
-    pub fn new(cluster: u64, member: u64, election_timeout: Duration, snapshots: Arc<transfer::Folder>) -> Self {
-        Peers { cluster, member, election_timeout, snapshots, forwarding: Arc::default(), metrics: Arc::default() }
+    pub fn new(
+        cluster: u64,
+        member: u64,
+        election_timeout: Duration,
+        snapshots: Arc<transfer::Folder>,
+        connect: Arc<dyn Connect>,
+    ) -> Self {
+        let (forwarding, metrics) = Default::default();
+        Peers { cluster, member, election_timeout, snapshots, forwarding, metrics, connect }
     }
 
     /// From now on a member's URLs are those that Raft knows.
@@ -109,11 +118,7 @@ impl Peers {
 
     /// A client that connects when it is used first, and anew when the connection is lost.
     fn connect(&self, target: u64, urls: &[String]) -> Client {
-        let endpoints: Vec<Endpoint> = urls.iter().filter_map(|url| self.endpoint(url)).collect();
-        let channel = match endpoints.as_slice() {
-            [one] => one.connect_lazy(),
-            _ => Channel::balance_list(endpoints.into_iter()),
-        };
+        let channel = connect::channel(&self.endpoint(), urls, &self.connect);
         let hex = |id: u64| AsciiMetadataValue::try_from(format!("{id:x}")).expect("hexadecimal digits are ASCII");
         let stamp = Stamp { cluster: hex(self.cluster), member: hex(target), from: hex(self.member) };
         PeerClient::with_interceptor(channel, stamp)
@@ -121,22 +126,16 @@ impl Peers {
             .max_encoding_message_size(usize::MAX)
     }
 
-    fn endpoint(&self, url: &str) -> Option<Endpoint> {
+    fn endpoint(&self) -> Endpoint {
         let interval = self.election_timeout / KEEP_ALIVE_PARTS;
-        let endpoint = Endpoint::from_shared(url.to_string()).inspect_err(|error| {
-            tracing::error!(url, %error, "a member's peer URL cannot be used");
-        });
-        Some(
-            endpoint
-                .ok()?
-                .connect_timeout(self.election_timeout)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(interval)
-                .keep_alive_timeout(interval)
-                .keep_alive_while_idle(true)
-                .initial_stream_window_size(WINDOW_BYTES)
-                .initial_connection_window_size(4 * WINDOW_BYTES),
-        )
+        // What stands in requests only: where to connect to, and how, is with `connect`.
+        Endpoint::from_static("http://member")
+            .connect_timeout(self.election_timeout)
+            .http2_keep_alive_interval(interval)
+            .keep_alive_timeout(interval)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(4 * WINDOW_BYTES)
     }
 
     /// What `peers` together know of `member`. Those that do not answer in an election timeout know nothing.

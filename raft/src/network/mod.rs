@@ -4,6 +4,7 @@
 //! someone else is refused, with both ids in the text, and so is one from a member that has been removed.
 
 pub mod client;
+pub mod connect;
 pub mod server;
 pub mod transfer;
 

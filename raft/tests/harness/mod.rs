@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -10,17 +11,18 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use prost::Message;
 use proto::{
     ClusterId, MemberId,
     command::{Command, command::Op, outcome},
     etcdserverpb::{PutRequest, RangeRequest},
 };
-use raft::{Config, LeaderHandler, Member, Node, StartError};
+use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, StartError};
 use storage::{Change, Observer, Options, Store};
 use tempfile::TempDir;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
     sync::mpsc,
 };
@@ -140,6 +142,20 @@ impl Cluster {
 }
 
 /// Starts member `i` of a cluster that began with `size` members: the first ones.
+/// Connects to `http://address`.
+struct Tcp;
+
+impl Connect for Tcp {
+    fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+        let connect = async move {
+            let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn PeerStream>)
+        };
+        Box::pin(connect)
+    }
+}
+
 pub async fn try_start_member(
     dir: &Path,
     i: usize,
@@ -167,6 +183,7 @@ pub async fn try_start_member(
         election_timeout: ELECTION,
         snapshot_count: 1000,
         log_synced: Arc::new(|_| {}),
+        connect: Arc::new(Tcp),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (address, of_node) = (addresses[i], store.clone());

@@ -1,0 +1,118 @@
+//! The connecting end: streams to members. Source: etcd, `client/pkg/transport/listener.go` (ClientConfig),
+//! `unix_listener.go`.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use raft::PeerStream;
+use rustls::{
+    ClientConfig,
+    client::{Resumption, WebPkiServerVerifier},
+    pki_types::ServerName,
+    sign::SingleCertAndKey,
+};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    TlsError,
+    files::{self, Reloaded},
+    settings::{Pair, Settings},
+    verify::{ServerVerifier, Trust},
+};
+use crate::urls::{Target, Url};
+
+/// Connects to members by their URLs.
+pub struct Dialer {
+    config: Option<Reloaded<ClientConfig>>,
+    server_name: Option<String>,
+}
+
+impl Dialer {
+    /// `pair` is the one of the settings, or one that was made.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn new(settings: &Settings, pair: Option<&Pair>) -> Result<Dialer, TlsError> {
+        let shown = settings.client_pair.as_ref().filter(|_| settings.auto.is_none()).or(pair).cloned();
+        let pair_files = shown.iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]);
+        let files: Vec<PathBuf> = pair_files.chain(settings.trusted_ca_file.clone()).collect();
+        // Without an authority given only the system's could help, and there may be none: a cluster without TLS needs
+        // none.
+        let has_authority = settings.auto.is_some() || settings.trusted_ca_file.is_some();
+        let is_used = has_authority || files::authorities(None).is_ok();
+        let kept = settings.clone();
+        let make = move || client_config(&kept, shown.as_ref());
+        let config = is_used.then(|| Reloaded::new(files, make)).transpose()?;
+        Ok(Dialer { config, server_name: settings.server_name.clone() })
+    }
+
+    /// One for tests, which has no certificates.
+    #[cfg(test)]
+    pub fn plain() -> Dialer {
+        Dialer { config: None, server_name: None }
+    }
+
+    /// Opens a connection to `url`.
+    pub async fn connect(&self, url: &str) -> io::Result<Box<dyn PeerStream>> {
+        let invalid = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        let url = Url::parse(url).map_err(|error| invalid(&error))?;
+        let stream: Box<dyn PeerStream> = match url.target() {
+            Target::Tcp(host, port) => {
+                let stream = TcpStream::connect((host, port)).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Target::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        };
+        if !url.is_tls() {
+            return Ok(stream);
+        }
+        let config = self.config.as_ref().ok_or_else(|| invalid(&TlsError::NoSystemRoots))?;
+        // Without a host it is this machine's socket.
+        let name = self.server_name.as_deref().or(url.host()).unwrap_or("localhost").to_string();
+        let name = ServerName::try_from(name).map_err(|error| invalid(&error))?;
+        let stream = TlsConnector::from(config.get()).connect(name, stream).await?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// What Raft connects with.
+pub struct ForRaft(pub Arc<Dialer>);
+
+impl raft::Connect for ForRaft {
+    fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+        let dialer = self.0.clone();
+        async move { dialer.connect(&url).await }.boxed()
+    }
+}
+
+fn client_config(settings: &Settings, shown: Option<&Pair>) -> Result<ClientConfig, TlsError> {
+    let protocol = &settings.protocol;
+    let wrong = |error: &dyn std::fmt::Display| TlsError::Rustls(error.to_string());
+    let trust = if settings.auto.is_some() {
+        Trust::Anyone
+    } else {
+        let roots = files::authorities(settings.trusted_ca_file.as_deref())?;
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), protocol.provider.clone());
+        Trust::Authorities {
+            inner: inner.build().map_err(|error| wrong(&error))?,
+            trusted: files::trusted(settings.trusted_ca_file.as_deref())?,
+        }
+    };
+    let verifier = ServerVerifier { trust, provider: protocol.provider.clone(), allowed: settings.allowed.clone() };
+    let builder = ClientConfig::builder_with_provider(protocol.provider.clone())
+        .with_protocol_versions(&protocol.versions)
+        .map_err(|error| wrong(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match shown {
+        Some(pair) => {
+            let key = files::certified_key(pair, protocol)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
