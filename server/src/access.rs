@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use crate::http;
+use crate::{http, tls::Secured};
 
 const METHODS: HeaderValue = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
 const HEADERS: HeaderValue = HeaderValue::from_static("accept, content-type, authorization");
@@ -47,7 +47,8 @@ pub struct Access {
 /// Middleware of the client listeners' HTTP endpoints.
 pub async fn control(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     let host = host(&request);
-    if !access.hosts.has(&host) {
+    let is_secured = request.extensions().get::<Secured>().is_some();
+    if !is_secured && !access.hosts.has(&host) {
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
         return http::error(StatusCode::MISDIRECTED_REQUEST, &misdirected(&host));
     }

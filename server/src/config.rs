@@ -18,6 +18,9 @@ use crate::{
 /// etcd's bound, so that nobody waits forever for a leader.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 
+/// What 0 stands for in `--grpc-keepalive-min-time`: grpc-go's own.
+const DEFAULT_PING_MIN_TIME: Duration = Duration::from_secs(5 * 60);
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub name: String,
@@ -74,6 +77,8 @@ pub struct Connections {
     /// None: no pings.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
+    /// Between two pings of a client. None: no limit, as for members.
+    pub ping_min_time: Option<Duration>,
     pub reuse_port: bool,
 }
 
@@ -195,6 +200,10 @@ impl Config {
                 max_concurrent_streams: number(flags, "max-concurrent-streams")?,
                 keepalive_interval: Some(time(flags, "grpc-keepalive-interval")?).filter(|time| !time.is_zero()),
                 keepalive_timeout: time(flags, "grpc-keepalive-timeout")?,
+                ping_min_time: match time(flags, "grpc-keepalive-min-time")? {
+                    Duration::ZERO => Some(DEFAULT_PING_MIN_TIME),
+                    time => Some(time),
+                },
                 reuse_port: flags.is_true("socket-reuse-port"),
             },
             client_tls,

@@ -63,6 +63,7 @@ flags! {
     Value Taken "max-request-bytes" = "1572864", "largest request in bytes";
     Value Taken "max-txn-ops" = "128", "most operations in a transaction";
     Value Taken "max-concurrent-streams" = "4294967295", "most streams a client connection may have open";
+    Value Taken "grpc-keepalive-min-time" = "5s", "shortest time between two pings of a client";
     Value Taken "grpc-keepalive-interval" = "2h", "time between the server's pings on a connection (0: none)";
     Value Taken "grpc-keepalive-timeout" = "20s", "time until an unanswered ping closes a connection";
     Bool  Taken "socket-reuse-port" = "false", "set SO_REUSEPORT on listeners";
@@ -127,7 +128,6 @@ flags! {
     Bool  NoMeaning "memory-mlock" = "false", "";
     Value NoMeaning "backend-bbolt-freelist-type" = "map", "";
     Value NoMeaning "backend-batch-interval" = "0s", "";
-    Value NoMeaning "grpc-keepalive-min-time" = "5s", "";
     Value NoMeaning "backend-batch-limit" = "0", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";

@@ -6,7 +6,7 @@
 //! logging.rs, metrics.rs, rpc_count.rs         what the process tells
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! start.rs                                     store, Raft node and services put together; the end in order
-//! listen.rs, tls/                              ports, Unix sockets, TLS
+//! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! kv.rs, watch/, lease/, maintenance.rs,
@@ -36,6 +36,7 @@ mod duration;
 mod flags;
 mod gates;
 mod gateway;
+mod guard;
 mod http;
 mod identity;
 mod kv;

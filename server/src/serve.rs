@@ -31,6 +31,7 @@ use crate::{
     concurrency::{self, ElectionService, LockService},
     config::Connections,
     context::Context,
+    guard::Guard,
     kv::KvService,
     lease::{self, LeaseService},
     listen::{Io, Listener, Socket},
@@ -49,6 +50,8 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Streams that a client may give up before they are looked at. A client that drops many calls at once is no attacker.
 const PENDING_RESETS_MAX: usize = 1024;
+/// What a client gets to say whether it speaks HTTP/1 or 2. hyper gives it as long for the headers of HTTP/1.
+const BEGIN_MAX: Duration = Duration::from_secs(30);
 /// After an error of accept, such as too many open files: the time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -131,6 +134,11 @@ impl Server {
         Server { connections, limit: None, stop, tasks: TaskTracker::new() }
     }
 
+    /// One that members use among themselves: they ping as often as they need to.
+    pub fn for_members(connections: Connections, stop: CancellationToken) -> Self {
+        Server::new(Connections { ping_min_time: None, ..connections }, stop)
+    }
+
     /// One that serves no more than `limit` connections at once. The next ones wait to be accepted.
     pub fn with_limit(self, limit: usize) -> Self {
         Server { limit: Some(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))), ..self }
@@ -177,6 +185,7 @@ impl Server {
         let Some(Some(accepted)) = self.stop.run_until_cancelled(door.open(socket, remote)).await else { return };
         let routes = door.routes;
         let Accepted { io, is_secured, certificate } = accepted;
+        let io = Guard::new(io, BEGIN_MAX, self.connections.ping_min_time);
         let service = hyper::service::service_fn(move |mut request: ::http::Request<hyper::body::Incoming>| {
             if is_secured {
                 request.extensions_mut().insert(tls::Secured);

@@ -138,7 +138,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let peer = peer.fallback(http::not_found);
     // The other members are served until the node has stopped: handing leadership over takes their answers.
     let peer_stop = CancellationToken::new();
-    let peer_server = Server::new(config.connections, peer_stop.clone());
+    let peer_server = Server::for_members(config.connections, peer_stop.clone());
     for listener in listeners.peer {
         peer_server.start(listener, peer.clone(), tls.peer.as_ref());
     }
