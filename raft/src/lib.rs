@@ -7,6 +7,7 @@
 //!  ├ status.rs                      who leads
 //!  ├ change.rs, membership.rs       changes of the membership: the rules, and carrying them out
 //!  ├ contact.rs                     who does not answer, for the log
+//!  ├ force_new.rs                   a cluster of one, when the majority is lost
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
@@ -21,6 +22,7 @@
 mod change;
 mod contact;
 mod convert;
+mod force_new;
 mod log;
 mod membership;
 mod network;
@@ -62,6 +64,8 @@ pub struct Config {
     pub initial_members: Vec<Member>,
     /// The cluster runs already: `initial_members` are those to ask, and the leader tells the rest.
     pub is_joining: bool,
+    /// Goes on alone with the data there is: all other members are removed.
+    pub force_new_cluster: bool,
     /// Snapshots on their way stand in `member/snapshots` below it.
     pub data_dir: PathBuf,
     pub wal_dir: PathBuf,

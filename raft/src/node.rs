@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, RaftError, StartError, Status, contact,
     convert::change_to_wire,
+    force_new,
     log::{Log, LogError},
     membership::Changes,
     network::{client::Peers, server::PeerService, transfer},
@@ -75,7 +76,7 @@ impl Node {
     ) -> Result<Node, StartError> {
         let (wal_dir, synced) = (config.wal_dir.clone(), config.log_synced.clone());
         let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, synced));
-        let log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
+        let mut log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
             LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
             LogError::Io { .. } => StartError::Io(error.to_string()),
         })?;
@@ -83,6 +84,10 @@ impl Node {
         let is_fresh = log.end().is_none() && store.applied().index == 0;
 
         let io = |error: std::io::Error| StartError::Io(error.to_string());
+        let roster = roster_of(&store.applied()).map_err(io)?;
+        if config.force_new_cluster {
+            force_new::keep_only(&mut log, &roster, config.member.0).await?;
+        }
         let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
         let snapshots = Arc::new(snapshots.map_err(io)?);
         let peers = Peers::new(
@@ -102,7 +107,7 @@ impl Node {
             )));
         }
         let (progress, applied) = watch::channel(store.applied().index);
-        let (roster_sender, roster) = watch::channel(Arc::new(roster_of(&store.applied()).map_err(io)?));
+        let (roster_sender, roster) = watch::channel(Arc::new(roster));
         let state_machine = StateMachine::new(store.clone(), log.clone(), progress, roster_sender).map_err(io)?;
         let raft_config = Arc::new(raft_config(&config)?);
         let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;

@@ -59,13 +59,13 @@ async fn grow(cluster: &mut Cluster, by: usize) -> usize {
     new
 }
 
-/// A member that has just started may not have been heard by a new leader yet.
+/// The leader may not have heard yet of a member that has just started, or of how far it is.
 async fn change_until_healthy(node: &Node, change: Change) -> Vec<raft::Member> {
     let mut status = node.watch_status();
     loop {
         match node.change_members(change.clone(), STRICT).await {
             Ok(members) => return members,
-            Err(ChangeError::Refused(EtcdError::Unhealthy)) => {
+            Err(ChangeError::Refused(EtcdError::Unhealthy | EtcdError::LearnerNotReady)) => {
                 let _ = timeout(ELECTION / 2, status.changed()).await;
             }
             Err(error) => panic!("{change:?}: {error}"),
@@ -173,7 +173,7 @@ async fn a_learner_votes_once_it_is_promoted() {
     cluster.start_node(new).await;
     timeout(LONG, cluster.node(new).read_index()).await.unwrap().unwrap();
     assert!(cluster.node(new).status().is_learner);
-    let members = cluster.node(new).change_members(promote.clone(), STRICT).await.unwrap();
+    let members = change_until_healthy(cluster.node(new), promote.clone()).await;
     assert!(members.iter().all(|member| !member.is_learner));
     settled(&cluster, &[0, 1, 2, new]).await;
     let refused = cluster.node(0).change_members(promote, STRICT).await;
@@ -245,4 +245,36 @@ async fn a_member_is_found_at_its_new_url() {
     cluster.start_node(moved).await;
     timeout(LONG, cluster.node(moved).read_index()).await.unwrap().unwrap();
     assert_eq!(value(cluster.store(moved), "meanwhile").unwrap(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_survivor_goes_on_alone_and_the_dead_stay_out() {
+    let mut cluster = start(3).await;
+    let survivor = cluster.leader().await;
+    for i in 0..50 {
+        put_on(cluster.node(survivor), &format!("key {i}"), "1").await;
+    }
+    let revision = cluster.store(survivor).revision();
+    for i in 0..3 {
+        cluster.crash(i).await;
+    }
+    cluster.start_alone(survivor).await;
+    timeout(LONG, cluster.node(survivor).read_index()).await.unwrap().unwrap();
+    assert_eq!(cluster.store(survivor).revision(), revision);
+    assert_eq!(cluster.node(survivor).members().iter().map(|member| member.id).collect::<Vec<_>>(), [id(survivor)]);
+    put_on(cluster.node(survivor), "alone", "2").await;
+
+    // The others have a majority between them, but the one that went on does not listen to them any more.
+    let other = (survivor + 1) % 3;
+    cluster.start_node(other).await;
+    let mut status = cluster.node(other).watch_status();
+    timeout(LONG, status.wait_for(|status| status.is_removed)).await.unwrap().unwrap();
+    assert!(cluster.node(survivor).status().is_leader);
+
+    // It may be told so again, and it grows again.
+    cluster.crash(survivor).await;
+    cluster.start_alone(survivor).await;
+    timeout(LONG, cluster.node(survivor).read_index()).await.unwrap().unwrap();
+    let new = grow(&mut cluster, survivor).await;
+    assert_eq!(value(cluster.store(new), "alone").unwrap(), "2");
 }

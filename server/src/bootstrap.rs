@@ -17,6 +17,8 @@ use std::{
 use crate::{
     config::Config,
     identity::{Identity, IdentityError, member_id},
+    join::{JoinError, Joined, join},
+    peer_http::PeerHttp,
     urls,
 };
 
@@ -40,10 +42,8 @@ pub enum BootstrapError {
         "{0}: there is data, but no file \"identity\" that says whose; restore the file, or give an empty --data-dir"
     )]
     NoIdentity(PathBuf),
-    #[error(
-        "--initial-cluster-state=existing: joining a running cluster is not supported yet; start all members of a new cluster with the same --initial-cluster and --initial-cluster-state=new"
-    )]
-    Joining,
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error(
         "{wal}: the Raft log is gone, but the store in {store} has applied {applied} entries of it; give the --wal-dir that this member had, or remove the member's data and start it anew"
     )]
@@ -58,26 +58,35 @@ pub struct DataDir {
     pub identity: Identity,
     /// Whether this member has run before.
     pub is_restart: bool,
+    /// The members of the cluster that this one is about to join.
+    pub joined: Option<Vec<raft::Member>>,
     pub store: PathBuf,
     pub wal: PathBuf,
     _lock: File,
 }
 
 impl DataDir {
-    pub fn open(config: &Config) -> Result<DataDir, BootstrapError> {
+    /// Where the directory is empty and the cluster runs already, its members are asked who this one is.
+    pub async fn open(config: &Config, http: &PeerHttp) -> Result<DataDir, BootstrapError> {
         let member = config.data_dir.join("member");
         refuse_etcd(&config.data_dir, &member)?;
         create(&member)?;
         let lock = lock(&config.data_dir, &member.join("lock"))?;
         let (store, wal) = (member.join("store"), config.wal_dir.clone());
         let path = member.join("identity");
+        let mut joined = None;
         let (identity, is_restart) = match Identity::read(&path)? {
             Some(identity) => {
                 check(&identity, config)?;
                 (identity, true)
             }
             None if is_filled(&store) || is_filled(&wal) => return Err(BootstrapError::NoIdentity(member)),
-            None if config.cluster.is_existing => return Err(BootstrapError::Joining),
+            None if config.cluster.is_existing => {
+                let Joined { identity, members } = join(config, http).await?;
+                identity.write(&path)?;
+                joined = Some(members);
+                (identity, false)
+            }
             None => {
                 let identity = Identity::new(&config.name, &config.cluster);
                 initial_members(config)?;
@@ -87,7 +96,7 @@ impl DataDir {
         };
         create(&store)?;
         create(&wal)?;
-        Ok(DataDir { identity, is_restart, store, wal, _lock: lock })
+        Ok(DataDir { identity, is_restart, joined, store, wal, _lock: lock })
     }
 
     /// A store that has applied entries needs the log that they came from: what is above them, and the votes, stand
@@ -168,8 +177,10 @@ fn is_filled(dir: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::flags::Flags;
+    use crate::{flags::Flags, tls::Dialer};
 
     fn config(dir: &Path, arguments: &[&str]) -> Config {
         let data_dir = format!("--data-dir={}", dir.display());
@@ -177,53 +188,57 @@ mod tests {
         Config::from_flags(&Flags::read(arguments, []).unwrap()).unwrap()
     }
 
-    #[test]
-    fn a_new_member_stays_who_it_is() {
+    async fn open(config: &Config) -> Result<DataDir, BootstrapError> {
+        DataDir::open(config, &PeerHttp::new(Arc::new(Dialer::plain()))).await
+    }
+
+    #[tokio::test]
+    async fn a_new_member_stays_who_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        let first = DataDir::open(&config(dir.path(), &[])).unwrap();
+        let first = open(&config(dir.path(), &[])).await.unwrap();
         assert!(!first.is_restart);
         let identity = first.identity.clone();
         drop(first);
-        let again = DataDir::open(&config(dir.path(), &["--name=other"])).unwrap();
+        let again = open(&config(dir.path(), &["--name=other"])).await.unwrap();
         assert!(again.is_restart);
         assert_eq!(again.identity, identity);
     }
 
-    #[test]
-    fn a_directory_in_use_is_refused() {
+    #[tokio::test]
+    async fn a_directory_in_use_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = DataDir::open(&config(dir.path(), &[])).unwrap();
-        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::Locked(_))));
+        let _first = open(&config(dir.path(), &[])).await.unwrap();
+        assert!(matches!(open(&config(dir.path(), &[])).await, Err(BootstrapError::Locked(_))));
     }
 
-    #[test]
-    fn another_members_directory_is_refused() {
+    #[tokio::test]
+    async fn another_members_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(DataDir::open(&config(dir.path(), &[])).unwrap());
+        drop(open(&config(dir.path(), &[])).await.unwrap());
         let other = config(dir.path(), &["--initial-advertise-peer-urls=http://127.0.0.1:25001"]);
-        assert!(matches!(DataDir::open(&other), Err(BootstrapError::OtherMember { .. })));
+        assert!(matches!(open(&other).await, Err(BootstrapError::OtherMember { .. })));
     }
 
-    #[test]
-    fn etcds_directory_is_refused_and_left_alone() {
+    #[tokio::test]
+    async fn etcds_directory_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("member/snap")).unwrap();
         fs::write(dir.path().join("member/snap/db"), "").unwrap();
-        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::Etcd(_))));
+        assert!(matches!(open(&config(dir.path(), &[])).await, Err(BootstrapError::Etcd(_))));
         assert!(!dir.path().join("member/lock").exists());
     }
 
-    #[test]
-    fn data_without_an_identity_is_refused() {
+    #[tokio::test]
+    async fn data_without_an_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("member/store/x")).unwrap();
-        assert!(matches!(DataDir::open(&config(dir.path(), &[])), Err(BootstrapError::NoIdentity(_))));
+        assert!(matches!(open(&config(dir.path(), &[])).await, Err(BootstrapError::NoIdentity(_))));
     }
 
-    #[test]
-    fn a_store_without_its_log_is_refused() {
+    #[tokio::test]
+    async fn a_store_without_its_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = DataDir::open(&config(dir.path(), &[])).unwrap();
+        let opened = open(&config(dir.path(), &[])).await.unwrap();
         assert!(opened.check_log(0).is_ok());
         assert!(matches!(opened.check_log(5), Err(BootstrapError::LogGone { applied: 5, .. })));
     }

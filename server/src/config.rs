@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
+use raft::ChangePolicy;
+
 use crate::{
     access::{Access, Allowed},
     compactor::Retention,
@@ -33,10 +35,13 @@ pub struct Config {
     pub listen_metrics: Vec<Listen>,
     pub advertise_client: Vec<Url>,
     pub cluster: InitialCluster,
+    /// All other members are removed at the start.
+    pub force_new_cluster: bool,
     pub heartbeat: Duration,
     pub election_timeout: Duration,
     pub snapshot_count: u64,
     pub limits: Limits,
+    pub change_policy: ChangePolicy,
     pub connections: Connections,
     pub client_tls: tls::Settings,
     pub peer_tls: tls::Settings,
@@ -185,9 +190,14 @@ impl Config {
             listen_metrics,
             advertise_client,
             cluster,
+            force_new_cluster: flags.is_true("force-new-cluster"),
             heartbeat,
             election_timeout,
             snapshot_count: number(flags, "snapshot-count")?,
+            change_policy: ChangePolicy {
+                is_strict: flags.is_true("strict-reconfig-check"),
+                learners_max: number(flags, "max-learners")?,
+            },
             limits: Limits {
                 max_request_bytes: number(flags, "max-request-bytes")?,
                 max_txn_ops: number(flags, "max-txn-ops")?,

@@ -33,6 +33,7 @@ pub struct Context {
     pub cluster: ClusterId,
     pub member: MemberId,
     pub limits: Limits,
+    pub change_policy: raft::ChangePolicy,
     pub gates: Gates,
     pub quota: Quota,
     pub peer_http: PeerHttp,

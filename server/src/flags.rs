@@ -115,16 +115,17 @@ flags! {
     Value Taken "tls-min-version" = "TLS1.2", "TLS1.2 or TLS1.3";
     Value Taken "tls-max-version" = "", "TLS1.2 or TLS1.3 (default: the highest)";
     Value Taken "self-signed-cert-validity" = "1", "years that certificates of --auto-tls and --peer-auto-tls are valid for";
+    Bool  Taken "strict-reconfig-check" = "true", "refuse changes of the membership that could cost the cluster its majority";
+    Bool  Taken "force-new-cluster" = "false", "go on alone with the data there is: all other members are removed";
+    Value Taken "max-learners" = "1", "learners that the cluster may have at once";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";
     Value NoMeaning "metrics" = "basic", "";
     Bool  NoMeaning "pre-vote" = "true", "";
-    Bool  NoMeaning "strict-reconfig-check" = "true", "";
     Bool  NoMeaning "initial-election-tick-advance" = "true", "";
     Value NoMeaning "max-snapshots" = "5", "";
     Value NoMeaning "max-wals" = "5", "";
-    Value NoMeaning "max-learners" = "1", "";
     Bool  NoMeaning "memory-mlock" = "false", "";
     Value NoMeaning "backend-bbolt-freelist-type" = "map", "";
     Value NoMeaning "backend-batch-interval" = "0s", "";
@@ -143,7 +144,6 @@ flags! {
     Bool  NoMeaning "enable-pprof" = "false", "";
 
     Value Missing "auth-token" = "simple", "";
-    Bool  Missing "force-new-cluster" = "false", "";
     Value Missing "discovery" = "", "";
     Value Missing "discovery-token" = "", "";
     Value Missing "discovery-endpoints" = "", "";

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Request, State},
+    extract::{Path, Request, State},
     handler::HandlerWithoutStateExt as _,
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use proto::{
     EtcdError,
-    etcdserverpb::{AlarmType, RangeRequest},
+    etcdserverpb::{AlarmType, MemberPromoteRequest, RangeRequest, cluster_server::Cluster as _},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -24,8 +24,10 @@ use tower::Layer as _;
 use crate::{
     CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION,
     access::{self, Access},
+    cluster::ClusterService,
     context::Context,
     corruption, debug_vars,
+    join::{CLUSTER_HEADER, PeerMember},
     metrics::Now,
 };
 
@@ -97,6 +99,8 @@ pub fn peer_routes(ctx: Arc<Context>) -> Router {
         .route("/version", get(version))
         .route("/members", get(members))
         .route(corruption::PATH, get(corruption::answer))
+        .route("/members/promote/{id}", post(promote))
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(ctx)
 }
 
@@ -136,29 +140,45 @@ async fn version() -> Json<Version> {
     })
 }
 
-#[derive(Serialize)]
-struct Member {
-    id: u64,
-    #[serde(rename = "peerURLs")]
-    peer_urls: Vec<String>,
-    #[serde(rename = "isLearner", skip_serializing_if = "std::ops::Not::not")]
-    is_learner: bool,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-    #[serde(rename = "clientURLs", skip_serializing_if = "Vec::is_empty")]
-    client_urls: Vec<String>,
+async fn members(State(ctx): Ctx) -> impl IntoResponse {
+    let members: Vec<PeerMember> = ctx.node.members().into_iter().map(PeerMember::from).collect();
+    (cluster_header(&ctx), Json(members))
 }
 
-async fn members(State(ctx): Ctx) -> impl IntoResponse {
-    let member = |member: raft::Member| Member {
-        id: member.id.0,
-        peer_urls: member.peer_urls,
-        is_learner: member.is_learner,
-        name: member.name,
-        client_urls: member.client_urls,
+fn cluster_header(ctx: &Context) -> [(&'static str, String); 1] {
+    [(CLUSTER_HEADER, ctx.cluster.to_string())]
+}
+
+/// What `Cluster.MemberPromote` does, for etcd's members; the id is decimal. A token stands in `Authorization`.
+async fn promote(State(ctx): Ctx, Path(text): Path<String>, headers: HeaderMap) -> Response {
+    let Ok(id) = text.parse() else {
+        let unknown = error(StatusCode::NOT_FOUND, &format!("member {text} not found in cluster"));
+        return (cluster_header(&ctx), unknown).into_response();
     };
-    let members: Vec<Member> = ctx.node.members().into_iter().map(member).collect();
-    ([("x-etcd-cluster-id", ctx.cluster.to_string())], Json(members))
+    let mut request = tonic::Request::new(MemberPromoteRequest { id });
+    if let Some(token) = headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok()?.parse().ok()) {
+        request.metadata_mut().insert("token", token);
+    }
+    let response = match ClusterService::new(ctx.clone()).member_promote(request).await {
+        Ok(promoted) => {
+            let members: Vec<PeerMember> = promoted.into_inner().members.into_iter().map(PeerMember::from).collect();
+            Json(members).into_response()
+        }
+        Err(status) => promotion_refused(&status),
+    };
+    (cluster_header(&ctx), response).into_response()
+}
+
+/// The texts are those of etcd's `membership` package, which clients never see.
+fn promotion_refused(status: &Status) -> Response {
+    match EtcdError::from_message(status.message()) {
+        Some(EtcdError::MemberNotFound) => error(StatusCode::NOT_FOUND, "membership: ID not found"),
+        Some(EtcdError::MemberNotLearner) => {
+            error(StatusCode::PRECONDITION_FAILED, "membership: can only promote a learner member")
+        }
+        Some(EtcdError::LearnerNotReady) => error(StatusCode::PRECONDITION_FAILED, status.message()),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "message": "Internal Server Error" }))).into_response(),
+    }
 }
 
 async fn metrics(State(ctx): Ctx) -> Response {
@@ -316,18 +336,5 @@ mod tests {
         let status = Status::from_header_map(not_found(uri.clone(), grpc).await.headers()).unwrap();
         assert_eq!((status.code(), status.message()), (tonic::Code::Unimplemented, "unknown service some.Service"));
         assert_eq!(not_found(uri, HeaderMap::new()).await.status(), StatusCode::NOT_FOUND);
-    }
-
-    #[test]
-    fn a_member_is_listed_with_etcds_names() {
-        let member = Member {
-            id: 7,
-            peer_urls: vec!["http://a:1".into()],
-            is_learner: false,
-            name: "a".into(),
-            client_urls: vec!["http://a:2".into()],
-        };
-        let text = serde_json::to_string(&member).unwrap();
-        assert_eq!(text, r#"{"id":7,"peerURLs":["http://a:1"],"name":"a","clientURLs":["http://a:2"]}"#);
     }
 }

@@ -55,6 +55,11 @@ pub fn member_id(peer_urls: &[Url], token: &str) -> MemberId {
     MemberId(first_eight(hash))
 }
 
+/// Of a member that is added at `unix_seconds` to a running cluster. The URLs are sorted.
+pub fn added_member_id(peer_urls: &[Url], unix_seconds: u64) -> MemberId {
+    member_id(peer_urls, &unix_seconds.to_string())
+}
+
 pub fn cluster_id(members: impl IntoIterator<Item = MemberId>) -> ClusterId {
     let mut ids: Vec<u64> = members.into_iter().map(|id| id.0).collect();
     ids.sort_unstable();

@@ -4,7 +4,7 @@
 //! flags.rs, config_file.rs, gates.rs,
 //! duration.rs, urls.rs, config.rs              what the command line means
 //! logging.rs, metrics.rs, rpc_count.rs         what the process tells
-//! bootstrap.rs, identity.rs                    the data directory, and whose it is
+//! bootstrap.rs, identity.rs, join.rs           the data directory, and whose it is
 //! start.rs                                     store, Raft node and services put together; the end in order
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
@@ -39,6 +39,7 @@ mod gateway;
 mod guard;
 mod http;
 mod identity;
+mod join;
 mod kv;
 mod lease;
 mod listen;
@@ -46,7 +47,6 @@ mod logging;
 mod maintenance;
 mod metrics;
 mod observer;
-#[allow(dead_code, reason = "its users come next")]
 mod peer_http;
 mod quota;
 mod rpc_count;

@@ -51,7 +51,7 @@ impl PeerHttp {
 
     /// `peer_url` as members advertise it, `path` with the query.
     pub async fn get(&self, peer_url: &str, path: &str, within: Duration) -> Result<Answer, PeerHttpError> {
-        self.send(Method::GET, peer_url, path, &[], Bytes::new(), within).await
+        self.get_with(peer_url, path, &[], Bytes::new(), within).await
     }
 
     /// A question with headers of its own and a body of JSON, as etcd's members ask for hashes.
@@ -63,23 +63,11 @@ impl PeerHttp {
         body: impl Into<Bytes>,
         within: Duration,
     ) -> Result<Answer, PeerHttpError> {
-        self.send(Method::GET, peer_url, path, headers, body.into(), within).await
-    }
-
-    /// Sends `body` as JSON.
-    pub async fn post(
-        &self,
-        peer_url: &str,
-        path: &str,
-        body: impl Into<Bytes>,
-        within: Duration,
-    ) -> Result<Answer, PeerHttpError> {
-        self.send(Method::POST, peer_url, path, &[], body.into(), within).await
+        self.send(peer_url, path, headers, body.into(), within).await
     }
 
     async fn send(
         &self,
-        method: Method,
         peer_url: &str,
         path: &str,
         headers: &[(&'static str, String)],
@@ -87,7 +75,7 @@ impl PeerHttp {
         within: Duration,
     ) -> Result<Answer, PeerHttpError> {
         let url = format!("{peer_url}{path}");
-        match timeout(within, self.exchange(method, peer_url, path, headers, body)).await {
+        match timeout(within, self.exchange(peer_url, path, headers, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(PeerHttpError::Timeout { url, after: within }),
         }
@@ -95,7 +83,6 @@ impl PeerHttp {
 
     async fn exchange(
         &self,
-        method: Method,
         peer_url: &str,
         path: &str,
         headers: &[(&'static str, String)],
@@ -105,7 +92,7 @@ impl PeerHttp {
         let no_url = || PeerHttpError::Url { url: url.into() };
         let authority = Url::parse(peer_url).map_err(|_| no_url())?.authority().to_string();
         let mut request = Request::builder()
-            .method(method)
+            .method(Method::GET)
             .uri(path)
             .header(header::HOST, authority)
             .header(header::CONTENT_TYPE, "application/json");
@@ -163,7 +150,7 @@ mod tests {
     async fn serve() -> String {
         let routes = Router::new()
             .route("/list", routing::get(|uri: Uri| async move { Json(uri.query().map(str::to_string)) }))
-            .route("/echo", routing::post(|body: String| async move { ([("x-echo", "yes")], body) }))
+            .route("/echo", routing::get(|body: String| async move { ([("x-echo", "yes")], body) }))
             .route(
                 "/asked",
                 routing::get(|headers: HeaderMap, body: String| async move {
@@ -182,7 +169,7 @@ mod tests {
         let (http, url, within) = (PeerHttp::new(Arc::new(Dialer::plain())), serve().await, Duration::from_secs(5));
         let list = http.get(&url, "/list?a=1", within).await.unwrap();
         assert_eq!(list.json::<Option<String>>(), Ok(Some("a=1".into())));
-        let echo = http.post(&url, "/echo", "hello", within).await.unwrap();
+        let echo = http.get_with(&url, "/echo", &[], "hello", within).await.unwrap();
         assert_eq!((echo.text(), echo.headers["x-echo"].as_bytes()), ("hello".into(), &b"yes"[..]));
         let asked = http.get_with(&url, "/asked", &[("x-asked", "me".into())], "{}", within).await.unwrap();
         assert_eq!((asked.text(), asked.headers["x-echo"].as_bytes()), ("{}".into(), &b"me"[..]));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bind listeners ─> data directory ─> store ─> Raft node ─> peers served ─> caught up, published ─> clients served
-//! signal ─> listeners close, streams end ─> leadership handed over, log and store flushed ─> exit 0
+//! signal, or removal ─> listeners close, streams end ─> leadership handed over, log and store flushed ─> exit 0
 //! this node's failure ─> exit 1
 //! ```
 
@@ -79,10 +79,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "starting"
     );
     // What is wrong with the files shows before anything is written.
-    Tls::open(&config, false)?;
+    let dialer = Tls::open(&config, false)?.dialer;
     let listeners = Listeners::bind(&config)?;
     let connections_max = listen::connections_max()?;
-    let dir = DataDir::open(&config)?;
+    let dir = DataDir::open(&config, &PeerHttp::new(dialer)).await?;
     let tls = Tls::open(&config, true)?;
     tracing::info!(
         local_member_id = %dir.identity.member,
@@ -106,6 +106,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cluster: dir.identity.cluster,
         member: dir.identity.member,
         limits: config.limits,
+        change_policy: config.change_policy,
         gates: config.gates.clone(),
         quota: Quota::new(config.limits.quota_backend_bytes),
         peer_http: PeerHttp::new(tls.dialer.clone()),
@@ -165,6 +166,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::select! {
         () = serving => unreachable!("serving has no end"),
         signal = signals.next() => tracing::info!(signal, "received a signal; shutting down"),
+        () = removal(&node) => {
+            // In etcd's words: a removed member ends well, and is not to come back.
+            tracing::warn!(error = "the member has been permanently removed from the cluster", "server error");
+            tracing::warn!("data-dir used by this member must be removed");
+        }
         failure = stopped_by(&node, &mut failures) => {
             shutdown.cancel();
             bail!("{failure}");
@@ -207,15 +213,21 @@ async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clo
 }
 
 fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls) -> anyhow::Result<raft::Config> {
-    // On a restart the log and the store hold the membership, and the flags need not.
-    let described = bootstrap::initial_members(config)?;
-    let is_own = described.iter().any(|member| member.id == dir.identity.member);
-    let initial_members = if is_own { described } else { Vec::new() };
+    let initial_members = match &dir.joined {
+        Some(members) => members.clone(),
+        None => {
+            // On a restart the log and the store hold the membership, and the flags need not.
+            let described = bootstrap::initial_members(config)?;
+            let is_own = described.iter().any(|member| member.id == dir.identity.member);
+            if is_own { described } else { Vec::new() }
+        }
+    };
     Ok(raft::Config {
         member: dir.identity.member,
         cluster: dir.identity.cluster,
         initial_members,
-        is_joining: false,
+        is_joining: dir.joined.is_some(),
+        force_new_cluster: config.force_new_cluster,
         data_dir: config.data_dir.clone(),
         wal_dir: dir.wal.clone(),
         heartbeat: config.heartbeat,
@@ -269,6 +281,13 @@ async fn publish(ctx: Arc<Context>, name: String, client_urls: Vec<String>) {
         let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
     }
     tracing::info!(name = attributes.name, "published the member's name and client URLs");
+}
+
+/// Returns when this member has been removed from the cluster. Without Raft the process stops for that reason.
+async fn removal(node: &raft::Node) {
+    if node.watch_status().wait_for(|status| status.is_removed).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Returns why this node cannot go on.

@@ -93,6 +93,12 @@ impl Cluster {
         self.running[i] = Some(node);
     }
 
+    /// Starts a member as a cluster of its own.
+    pub async fn start_alone(&mut self, i: usize) {
+        let node = try_start_member(self.dirs[i].path(), i, &self.addresses, 0).await.unwrap();
+        self.running[i] = Some(node);
+    }
+
     /// A place for one more member, which is not started.
     pub async fn new_place(&mut self) -> usize {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -141,7 +147,6 @@ impl Cluster {
     }
 }
 
-/// Starts member `i` of a cluster that began with `size` members: the first ones.
 /// Connects to `http://address`.
 struct Tcp;
 
@@ -156,6 +161,7 @@ impl Connect for Tcp {
     }
 }
 
+/// Starts member `i` of a cluster that began with `size` members: the first ones. None: it goes on alone.
 pub async fn try_start_member(
     dir: &Path,
     i: usize,
@@ -177,6 +183,7 @@ pub async fn try_start_member(
         cluster: ClusterId(0xc1),
         initial_members: addresses.iter().enumerate().take(size).map(member).collect(),
         is_joining: i >= size,
+        force_new_cluster: size == 0,
         data_dir: dir.into(),
         wal_dir: dir.join("wal"),
         heartbeat: ELECTION / 10,
