@@ -9,6 +9,7 @@
 //!  ├ contact.rs                     who does not answer, for the log
 //!  ├ force_new.rs                   a cluster of one, when the majority is lost
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
+//!  ├ members.rs                     who they are
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
 //!  └ network/                       peers, replication, snapshots
@@ -24,6 +25,7 @@ mod contact;
 mod convert;
 mod force_new;
 mod log;
+mod members;
 mod membership;
 mod network;
 mod node;
@@ -41,6 +43,7 @@ use bytes::Bytes;
 use proto::{ClusterId, MemberId};
 
 pub use change::{Change, ChangePolicy};
+pub use members::{Members, MembershipError};
 pub use membership::ChangeError;
 pub use network::connect::{Connect, PeerStream};
 pub use node::Node;

@@ -20,12 +20,13 @@ use crate::{
     convert::change_to_wire,
     force_new,
     log::{Log, LogError},
+    members,
     membership::Changes,
     network::{client::Peers, server::PeerService, transfer},
     propose::{Fate, Overloaded, Proposer},
     read_index::ReadIndex,
     removal::{self, Heard},
-    roster::{Roster, is_voting},
+    roster::Roster,
     state_machine::{StateMachine, applied_id, roster_of},
     status::Leadership,
     types::{Peer, Raft},
@@ -245,29 +246,13 @@ impl Node {
 
     /// The membership as it is applied here, with what members said of themselves, in order of ids.
     pub fn members(&self) -> Vec<Member> {
-        let attributes: BTreeMap<u64, _> =
-            self.inner.store.member_attributes().into_iter().map(|member| (member.id, member)).collect();
         let roster = self.inner.roster.borrow().clone();
         // Nothing is applied yet in a new cluster's first moment; then its first membership is in the log.
         let membership = match roster.stored.log_id() {
             Some(_) => roster.membership().clone(),
             None => self.inner.raft.metrics().borrow_watched().membership_config.membership().clone(),
         };
-        let mut members: Vec<Member> = membership
-            .nodes()
-            .map(|(id, peer)| {
-                let said = attributes.get(id);
-                Member {
-                    id: MemberId(*id),
-                    name: said.map_or_else(String::new, |said| said.name.clone()),
-                    peer_urls: peer.urls.clone(),
-                    client_urls: said.map_or_else(Vec::new, |said| said.client_urls.clone()),
-                    is_learner: !is_voting(&membership, *id, peer),
-                }
-            })
-            .collect();
-        members.sort_by_key(|member| member.id);
-        members
+        members::join(&membership, self.inner.store.member_attributes())
     }
 
     /// Those who vote now, and so not who is to vote as soon as it has caught up.

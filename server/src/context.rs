@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{gates::Gates, metrics::Metrics, peer_http::PeerHttp, quota::Quota};
+use crate::{gates::Gates, metrics::Metrics, peer_http::PeerHttp, quota::Quota, snapshot::Snapshots};
 
 /// The bounds on what a client may ask.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,7 @@ pub struct Context {
     pub election_timeout: Duration,
     pub metrics: Arc<Metrics>,
     pub fatal: Fatal,
+    pub snapshots: Snapshots,
     /// Cancelled when the process begins to stop: streams end then, since they would not by themselves.
     pub shutdown: CancellationToken,
 }

@@ -11,6 +11,7 @@
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! kv.rs, watch/, lease/, maintenance.rs,
 //! cluster.rs, unimplemented.rs                 the services
+//! snapshot/                                    backups as files of etcd's
 //! observer.rs                                  what the store tells watch and lease
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
@@ -51,6 +52,7 @@ mod peer_http;
 mod quota;
 mod rpc_count;
 mod serve;
+mod snapshot;
 mod start;
 mod tls;
 mod too_large;

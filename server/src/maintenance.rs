@@ -8,7 +8,7 @@ use proto::{
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
         DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
-        MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+        MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
         maintenance_server::Maintenance,
     },
 };
@@ -21,7 +21,8 @@ use crate::{
     admit::{Learner, admit},
     context::Context,
     gates::Gate,
-    unimplemented::{NoStream, unimplemented},
+    snapshot::{SnapshotStream, Snapshots},
+    unimplemented::unimplemented,
 };
 
 /// (etcd: `server/etcdserver/errors`, ErrTimeoutLeaderTransfer.)
@@ -112,10 +113,11 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
-    type SnapshotStream = NoStream<SnapshotResponse>;
+    type SnapshotStream = SnapshotStream;
 
-    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(unimplemented("etcdserverpb.Maintenance/Snapshot"))
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Serves)?;
+        Ok(Response::new(Snapshots::send(self.ctx.clone())))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {

@@ -32,6 +32,7 @@ use crate::{
     peer_http::PeerHttp,
     quota::Quota,
     serve::{self, Server},
+    snapshot::Snapshots,
     tls::{self, Tls},
     urls, watch,
 };
@@ -114,6 +115,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         election_timeout: config.election_timeout,
         metrics,
         fatal,
+        snapshots: Snapshots::new(config.data_dir.join("member").join("snapshots")),
         shutdown: shutdown.clone(),
     });
     ctx.quota.log();

@@ -1,13 +1,7 @@
 //! The RPCs of etcd that Pintle does not have yet. They are registered, so that a client is told which one is missing.
 
-use std::pin::Pin;
-
-use futures::Stream;
 use proto::etcdserverpb::{self as pb, auth_server::Auth};
 use tonic::{Request, Response, Status};
-
-/// The type of a stream that is never made.
-pub type NoStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// `rpc` as package, service and method.
 pub fn unimplemented(rpc: &str) -> Status {

@@ -118,8 +118,16 @@ impl Db {
 
     /// A cursor over a column family as it is now.
     pub fn cursor(&self, family: &'static str) -> Cursor<'_> {
+        self.cursor_at(family, None)
+    }
+
+    /// A cursor over a column family as it was at `point`.
+    pub fn cursor_at<'a>(&'a self, family: &'static str, point: Option<&rocksdb::Snapshot<'a>>) -> Cursor<'a> {
         let mut options = ReadOptions::default();
         options.set_async_io(false);
+        if let Some(point) = point {
+            options.set_snapshot(point);
+        }
         Cursor { raw: self.raw.raw_iterator_cf_opt(self.cf(family), options), db: self }
     }
 
@@ -128,9 +136,20 @@ impl Db {
         &self,
         from: i64,
         to: i64,
+        visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        self.each_event_at(None, from, to, visit)
+    }
+
+    /// The same as it was at `point`.
+    pub fn each_event_at<'a>(
+        &'a self,
+        point: Option<&rocksdb::Snapshot<'a>>,
+        from: i64,
+        to: i64,
         mut visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        let mut cursor = self.cursor(EVENTS);
+        let mut cursor = self.cursor_at(EVENTS, point);
         cursor.seek(&keys::event_key(Revision::new(from.max(0), 0)));
         while let Some((at, value)) = cursor.item()? {
             let revision =
@@ -149,8 +168,17 @@ impl Db {
 
     /// Every key and value of a small column family.
     pub fn all(&self, family: &'static str) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        self.all_at(family, None)
+    }
+
+    /// The same as it was at `point`.
+    pub fn all_at<'a>(
+        &'a self,
+        family: &'static str,
+        point: Option<&rocksdb::Snapshot<'a>>,
+    ) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
         let mut all = Vec::new();
-        let mut cursor = self.cursor(family);
+        let mut cursor = self.cursor_at(family, point);
         cursor.seek(b"");
         while let Some((key, value)) = cursor.item()? {
             all.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));

@@ -9,6 +9,7 @@
 //!    └─> outcomes
 //!    users, roles, and who may do what                        auth/
 //! beside: compaction in small steps                           compact.rs
+//!         the whole state, for backups                        export.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
 //! ```
 //!
@@ -29,6 +30,7 @@ pub mod cost;
 mod db;
 mod error;
 mod event;
+mod export;
 mod hash;
 mod index;
 mod keys;
@@ -44,7 +46,9 @@ pub use apply::{Applier, LogEntry, Payload};
 pub use auth::{AuthChange, AuthState, ROOT, Right};
 pub use error::{ReadError, StorageError};
 pub use event::{Change, Event, LeaseChange, Observer};
+pub use export::Export;
 pub use hash::HashKv;
 pub use lease::LeaseInfo;
+pub use record::Kind;
 pub use store::{Applied, Options, Size, Store};
 pub use stream::RangeCursor;

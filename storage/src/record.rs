@@ -18,8 +18,9 @@ const FORMAT: u8 = 1;
 const HEADER_LEN: usize = 6;
 const EVENT_FIXED_LEN: usize = 40;
 
+/// What a change does to its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Put = 0,
     Delete = 1,
 }

@@ -293,13 +293,21 @@ pub(crate) struct Meta {
     /// None in an empty store.
     format: Option<u32>,
     pub applied: Applied,
-    revision: i64,
-    compacted: i64,
-    compaction_finished: i64,
+    pub revision: i64,
+    pub compacted: i64,
+    pub compaction_finished: i64,
 }
 
 impl Meta {
     pub fn read(db: &Db) -> Result<Self, StorageError> {
+        Meta::decode(db, db.all(META)?)
+    }
+
+    pub fn read_at<'a>(db: &'a Db, point: &rocksdb::Snapshot<'a>) -> Result<Self, StorageError> {
+        Meta::decode(db, db.all_at(META, Some(point))?)
+    }
+
+    fn decode(db: &Db, items: Vec<(Bytes, Bytes)>) -> Result<Self, StorageError> {
         let mut meta = Meta {
             format: None,
             applied: Applied::default(),
@@ -307,7 +315,7 @@ impl Meta {
             compacted: NEVER_COMPACTED,
             compaction_finished: NEVER_COMPACTED,
         };
-        for (key, value) in db.all(META)? {
+        for (key, value) in items {
             let number =
                 |at: usize| value.get(at..at + 8).map(|b| u64::from_be_bytes(b.try_into().expect("eight bytes")));
             let number = |at: usize| number(at).ok_or_else(|| db.damaged(META, &key, "the value is cut short"));

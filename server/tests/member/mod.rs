@@ -92,6 +92,10 @@ impl Member {
         get(self.client, path)
     }
 
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: the process is a child that has not been waited for, so the id is its own.
         assert_eq!(unsafe { libc::kill(self.process.id() as i32, signal) }, 0);

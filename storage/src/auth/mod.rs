@@ -107,6 +107,16 @@ impl AuthState {
         self.users.keys().cloned().collect()
     }
 
+    /// As they are kept, in order of names.
+    pub fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.values()
+    }
+
+    /// As they are kept, in order of names.
+    pub fn roles(&self) -> impl Iterator<Item = &Role> {
+        self.roles.values()
+    }
+
     /// What a role permits; everything for the role root.
     pub fn role_permissions(&self, name: &str) -> Option<Vec<Permission>> {
         let role = self.roles.get(name)?;
@@ -175,8 +185,17 @@ impl AuthState {
 
     /// Reads the column family.
     pub(crate) fn load(db: &Db) -> Result<AuthState, StorageError> {
+        AuthState::decode(db, db.all(AUTH)?)
+    }
+
+    /// The same as it was at `point`.
+    pub(crate) fn load_at<'a>(db: &'a Db, point: &rocksdb::Snapshot<'a>) -> Result<AuthState, StorageError> {
+        AuthState::decode(db, db.all_at(AUTH, Some(point))?)
+    }
+
+    fn decode(db: &Db, items: Vec<(Bytes, Bytes)>) -> Result<AuthState, StorageError> {
         let mut state = AuthState::default();
-        for (key, value) in db.all(AUTH)? {
+        for (key, value) in items {
             let name = |prefix: &[u8]| key.strip_prefix(prefix).and_then(|name| std::str::from_utf8(name).ok());
             let damaged = |detail: &dyn std::fmt::Display| db.damaged(AUTH, &key, detail);
             if key == ENABLED {

@@ -1,0 +1,82 @@
+//! The real etcd and its tools, which `script/setup --test` brings.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::member::{free_ports, get};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An etcd as a process of its own.
+pub struct Etcd {
+    client: u16,
+    process: Child,
+}
+
+/// A tool that stands beside etcd.
+fn tool(name: &str) -> Command {
+    let etcd = std::env::var_os("PINTLE_TEST_ETCD").map(PathBuf::from);
+    let cache = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/pintle/etcd/etcd");
+    let path = etcd.unwrap_or_else(cache).with_file_name(name);
+    assert!(path.exists(), "{} is missing: script/setup --test brings it", path.display());
+    Command::new(path)
+}
+
+fn run(name: &str, arguments: &[&str]) -> String {
+    let output = tool(name).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{name} {arguments:?}: {stdout}{stderr}");
+    stdout
+}
+
+pub fn etcdctl(arguments: &[&str]) -> String {
+    run("etcdctl", arguments)
+}
+
+pub fn etcdutl(arguments: &[&str]) -> String {
+    run("etcdutl", arguments)
+}
+
+impl Etcd {
+    /// Restores a backup into `dir` and starts an etcd there.
+    pub fn restore(backup: &Path, dir: &Path) -> Etcd {
+        let [client, peer] = free_ports();
+        let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let dir = dir.to_str().unwrap();
+        let cluster = ["--name", "n", "--initial-cluster", &format!("n={peer_url}"), "--data-dir", dir];
+        let advertised = ["--initial-advertise-peer-urls", &peer_url];
+        etcdutl(&[&["snapshot", "restore", backup.to_str().unwrap()], &cluster[..], &advertised[..]].concat());
+        let mut command = tool("etcd");
+        command.args(cluster).args(advertised).args(["--listen-peer-urls", &peer_url]);
+        command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
+        let process = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let etcd = Etcd { client, process };
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+
+    /// There is nothing to be told by: etcd says that it is ready in its log before it is.
+    fn wait_until_healthy(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() || get(self.client, "/health").0 != 200
+        {
+            assert!(Instant::now() < deadline, "etcd does not become healthy");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
