@@ -26,6 +26,8 @@ use crate::context::Context;
 const EXPIRED_MAX: usize = 500;
 /// The pause after a full entry (so etcd's 1000 leases per second at most), and after one that had no effect.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How many leases one entry notes the rest of. (etcd: `lease/lessor.go`, maxLeaseCheckpointBatchSize.)
+const CHECKPOINTED_MAX: usize = 1000;
 
 /// The clock of all leases.
 #[derive(Default)]
@@ -51,6 +53,9 @@ impl Clock {
 
     pub(super) fn start(self: &Arc<Self>, member: Arc<dyn Member>) {
         assert!(self.member.set(member.clone()).is_ok(), "a clock is attached once");
+        if let Some(interval) = member.checkpoint_interval() {
+            self.table.lock().checkpoint_every(interval);
+        }
         self.reload(member.as_ref());
         tokio::spawn(self.clone().run(member));
     }
@@ -170,6 +175,7 @@ impl Clock {
         let (mut status, shutdown) = (member.watch_status(), member.shutdown());
         // At most one entry is under way: the next one shall not name the same leases again.
         let mut expiring: FuturesUnordered<BoxFuture<'_, bool>> = FuturesUnordered::new();
+        let mut checkpointing: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         let mut paused_until = Instant::now();
         loop {
             let term = {
@@ -177,12 +183,7 @@ impl Clock {
                 status.is_leader.then_some(status.term)
             };
             let due = self.set_leading(term, member.election_timeout()).map(|due| due.max(paused_until));
-            let due = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let checkpoint_due = self.table.lock().next_checkpoint();
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 changed = status.changed() => if changed.is_err() {
@@ -192,7 +193,14 @@ impl Clock {
                     paused_until = Instant::now() + PAUSE;
                 },
                 () = self.granted.notified() => {}
-                () = due, if expiring.is_empty() => if let Some(term) = term {
+                Some(()) = checkpointing.next(), if !checkpointing.is_empty() => {}
+                () = until(checkpoint_due), if checkpointing.is_empty() => if let Some(term) = term {
+                    let due = self.table.lock().due_checkpoints(CHECKPOINTED_MAX, Instant::now());
+                    if !due.is_empty() {
+                        checkpointing.push(checkpoint(member.as_ref(), due, term).boxed());
+                    }
+                },
+                () = until(due), if expiring.is_empty() => if let Some(term) = term {
                     let ids = self.table.lock().due(EXPIRED_MAX, Instant::now());
                     if !ids.is_empty() {
                         expiring.push(self.expire(member.as_ref(), ids, term).boxed());
@@ -226,5 +234,21 @@ impl Clock {
         }
         let table = self.table.lock();
         ids.len() == EXPIRED_MAX || ids.iter().any(|&id| table.contains(id))
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Proposes to note what is left of these leases.
+async fn checkpoint(member: &dyn Member, left: Vec<(LeaseId, i64)>, term: u64) {
+    let checkpoints =
+        left.iter().map(|&(id, remaining_ttl)| lease_checkpoint::Entry { id: id.0, remaining_ttl }).collect();
+    if let Err(error) = member.propose_as_leader(Op::LeaseCheckpoint(LeaseCheckpoint { checkpoints, term })).await {
+        tracing::warn!(%error, leases = left.len(), "what is left of leases could not be noted");
     }
 }

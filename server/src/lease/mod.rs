@@ -36,7 +36,10 @@ use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::context::Context;
+use crate::{context::Context, gates::Gate};
+
+/// (etcd: `lease/lessor.go`, defaultLeaseCheckpointInterval.)
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
 pub use clock::Clock;
 pub use leader_request::leader_handler;
@@ -54,6 +57,8 @@ pub(crate) trait Member: Send + Sync + 'static {
     fn leases(&self) -> Vec<LeaseInfo>;
     fn lease_keys(&self, id: LeaseId) -> Vec<Bytes>;
     fn election_timeout(&self) -> Duration;
+    /// How often what is left of long leases is noted; None: never.
+    fn checkpoint_interval(&self) -> Option<Duration>;
     /// Cancelled when the member stops.
     fn shutdown(&self) -> CancellationToken;
 }
@@ -88,6 +93,10 @@ impl Member for Context {
 
     fn election_timeout(&self) -> Duration {
         self.election_timeout
+    }
+
+    fn checkpoint_interval(&self) -> Option<Duration> {
+        self.gates.is_on(Gate::LeaseCheckpoint).then_some(CHECKPOINT_INTERVAL)
     }
 
     fn shutdown(&self) -> CancellationToken {

@@ -36,6 +36,10 @@ pub struct Table {
     leases: HashMap<LeaseId, Lease>,
     /// While leading: every lease, by when it expires.
     due: BTreeSet<(Instant, LeaseId)>,
+    /// While leading: the long leases, by when what is left of them is to be noted.
+    checkpoints: BTreeSet<(Instant, LeaseId)>,
+    /// None: nothing is noted.
+    checkpoint_interval: Option<Duration>,
     leading: Option<u64>,
 }
 
@@ -46,6 +50,8 @@ struct Lease {
     checkpoint: i64,
     /// While leading.
     expiry: Option<Instant>,
+    /// Where it stands in `checkpoints`.
+    next_checkpoint: Option<Instant>,
 }
 
 impl Lease {
@@ -66,15 +72,15 @@ impl Table {
         match change {
             LeaseChange::Granted { id, ttl } => self.add(LeaseInfo { id, ttl, remaining_ttl: 0 }, now),
             LeaseChange::Revoked { id } => {
-                let lease = self.leases.remove(&id);
-                if let Some(expiry) = lease.and_then(|lease| lease.expiry) {
-                    self.due.remove(&(expiry, id));
+                if let Some(lease) = self.leases.remove(&id) {
+                    self.forget_times(id, &lease);
                 }
             }
             LeaseChange::Checkpointed { id, remaining_ttl } => {
                 if let Some(lease) = self.leases.get_mut(&id) {
                     lease.checkpoint = remaining_ttl;
                 }
+                self.schedule_checkpoint(id, now);
             }
         }
     }
@@ -83,6 +89,7 @@ impl Table {
     pub fn replace(&mut self, leases: Vec<LeaseInfo>, now: Instant) {
         self.leases.clear();
         self.due.clear();
+        self.checkpoints.clear();
         for lease in leases {
             self.add(lease, now);
         }
@@ -97,15 +104,48 @@ impl Table {
             lease.expiry = Some(expiry);
             self.due.insert((expiry, id));
         }
+        if self.checkpoint_interval.is_some() {
+            for id in self.leases.keys().copied().collect::<Vec<_>>() {
+                self.schedule_checkpoint(id, now);
+            }
+        }
     }
 
     /// Does not lead any more.
     pub fn follow(&mut self) {
         self.leading = None;
         self.due.clear();
+        self.checkpoints.clear();
         for lease in self.leases.values_mut() {
-            lease.expiry = None;
+            (lease.expiry, lease.next_checkpoint) = (None, None);
         }
+    }
+
+    /// What is left of leases that last longer is to be noted this often.
+    pub fn checkpoint_every(&mut self, interval: Duration) {
+        self.checkpoint_interval = Some(interval);
+    }
+
+    /// When something is to be noted next.
+    pub fn next_checkpoint(&self) -> Option<Instant> {
+        self.checkpoints.first().map(|&(at, _)| at)
+    }
+
+    /// What is left of up to `max` leases that it is time to note, in seconds. They come again later, whether it is
+    /// noted or not.
+    pub fn due_checkpoints(&mut self, max: usize, now: Instant) -> Vec<(LeaseId, i64)> {
+        let mut due = Vec::new();
+        while let Some(&(_, id)) = self.checkpoints.first().filter(|(at, _)| *at <= now && due.len() < max) {
+            self.schedule_checkpoint(id, now);
+            let lease = &self.leases[&id];
+            let expiry = lease.expiry.expect("every lease of a leader expires");
+            let left = expiry.saturating_duration_since(now).as_secs_f64().ceil() as i64;
+            // One that has just been renewed needs no note, and one that is overdue is being revoked.
+            if (1..lease.ttl).contains(&left) {
+                due.push((id, left));
+            }
+        }
+        due
     }
 
     /// Extends a lease, on behalf of the leader of `term`.
@@ -163,17 +203,40 @@ impl Table {
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
+    fn schedule_checkpoint(&mut self, id: LeaseId, now: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else { return };
+        if let Some(at) = lease.next_checkpoint.take() {
+            self.checkpoints.remove(&(at, id));
+        }
+        let is_long = |interval: &Duration| self.leading.is_some() && lease.lasts() > *interval;
+        if let Some(interval) = self.checkpoint_interval.filter(is_long) {
+            lease.next_checkpoint = Some(now + interval);
+            self.checkpoints.insert((now + interval, id));
+        }
+    }
+
+    /// Of a lease that is gone.
+    fn forget_times(&mut self, id: LeaseId, lease: &Lease) {
+        if let Some(expiry) = lease.expiry {
+            self.due.remove(&(expiry, id));
+        }
+        if let Some(at) = lease.next_checkpoint {
+            self.checkpoints.remove(&(at, id));
+        }
+    }
+
     fn add(&mut self, lease: LeaseInfo, now: Instant) {
         let LeaseInfo { id, ttl, remaining_ttl } = lease;
-        let mut lease = Lease { ttl, checkpoint: remaining_ttl, expiry: None };
+        let mut lease = Lease { ttl, checkpoint: remaining_ttl, expiry: None, next_checkpoint: None };
         if self.leading.is_some() {
             let expiry = now + lease.lasts();
             lease.expiry = Some(expiry);
             self.due.insert((expiry, id));
         }
-        if let Some(expiry) = self.leases.insert(id, lease).and_then(|replaced| replaced.expiry) {
-            self.due.remove(&(expiry, id));
+        if let Some(replaced) = self.leases.insert(id, lease) {
+            self.forget_times(id, &replaced);
         }
+        self.schedule_checkpoint(id, now);
     }
 }
 
@@ -209,6 +272,27 @@ mod tests {
         table.apply(LeaseChange::Revoked { id: id(2) }, start);
         assert_eq!(table.due(9, start + seconds(20.0)), [id(1)]);
         assert!(!table.contains(id(2)) && table.contains(id(1)));
+    }
+
+    #[test]
+    fn what_is_left_of_long_leases_is_noted_now_and_then() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        table.checkpoint_every(seconds(300.0));
+        table.apply(granted(1, 1000), start);
+        table.apply(granted(2, 300), start);
+        assert_eq!(table.next_checkpoint(), None, "a follower notes nothing");
+        table.lead(3, EXTENSION, start);
+        table.apply(granted(3, 900), start + seconds(1.0));
+        let due = |table: &mut Table, at| table.due_checkpoints(9, start + seconds(at));
+        assert_eq!(due(&mut table, 299.0), []);
+        assert_eq!(due(&mut table, 301.5), [(id(1), 700), (id(3), 600)]);
+        table.apply(LeaseChange::Checkpointed { id: id(1), remaining_ttl: 700 }, start + seconds(302.0));
+        assert_eq!(table.renew(id(3), 3, start + seconds(601.4)), Renewal::Renewed { ttl: 900 });
+        // The third has its full time again, and the first is noted until it is short.
+        assert_eq!(due(&mut table, 602.0), [(id(1), 399)]);
+        table.apply(LeaseChange::Checkpointed { id: id(1), remaining_ttl: 299 }, start + seconds(603.0));
+        table.apply(LeaseChange::Revoked { id: id(3) }, start + seconds(603.0));
+        assert_eq!(table.next_checkpoint(), None);
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct TestMember {
     proposals: mpsc::UnboundedSender<Proposal>,
     /// Done before each confirmation that this member leads.
     while_confirming: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    checkpoint_interval: Option<Duration>,
     shutdown: CancellationToken,
 }
 
@@ -75,6 +76,10 @@ impl Member for TestMember {
         Duration::ZERO
     }
 
+    fn checkpoint_interval(&self) -> Option<Duration> {
+        self.checkpoint_interval
+    }
+
     fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
@@ -89,6 +94,10 @@ struct World {
 impl World {
     /// With leases that expire the moment this member leads, by a TTL of 0, and others.
     fn new(leases: &[(i64, i64)]) -> World {
+        World::with_checkpoints(leases, None)
+    }
+
+    fn with_checkpoints(leases: &[(i64, i64)], checkpoint_interval: Option<Duration>) -> World {
         let leases = leases.iter().map(|&(id, ttl)| LeaseInfo { id: LeaseId(id), ttl, remaining_ttl: 0 }).collect();
         let (sender, proposals) = mpsc::unbounded_channel();
         let member = Arc::new(TestMember {
@@ -96,6 +105,7 @@ impl World {
             leases,
             proposals: sender,
             while_confirming: Mutex::default(),
+            checkpoint_interval,
             shutdown: CancellationToken::new(),
         });
         let clock = Clock::new();
@@ -255,4 +265,17 @@ async fn other_members_ask_the_leader() {
     assert_eq!((found.id, found.ttl, found.granted_ttl, found.keys.len()), (2, -1, 0, 0));
     assert!(ask(Request::default()).await.is_err());
     assert!(handler.handle(Bytes::from_static(b"\xff")).await.is_err());
+}
+
+#[tokio::test]
+async fn the_leader_notes_what_is_left_of_a_long_lease() {
+    let mut world = World::with_checkpoints(&[(1, 600)], Some(Duration::from_millis(1100)));
+    world.lead(5).await;
+    let (op, answer) = world.proposal().await;
+    let Op::LeaseCheckpoint(checkpoint) = op else { panic!("{op:?}") };
+    assert_eq!((checkpoint.term, checkpoint.checkpoints.len(), checkpoint.checkpoints[0].id), (5, 1, 1));
+    assert!((590..600).contains(&checkpoint.checkpoints[0].remaining_ttl), "{checkpoint:?}");
+    answer.send(Err(EtcdError::Timeout.into())).unwrap();
+    // It comes again, though that was not noted.
+    assert!(matches!(world.proposal().await.0, Op::LeaseCheckpoint(_)));
 }
