@@ -48,6 +48,8 @@ pub struct Config {
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
     pub corruption_checks: corruption::Intervals,
+    /// None: a downgrade is ended by hand only.
+    pub downgrade_check: Option<Duration>,
     pub gates: Gates,
     pub access: Access,
     /// Whether the RPCs are served as JSON, too.
@@ -221,6 +223,7 @@ impl Config {
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
             corruption_checks: corruption_checks(flags)?,
+            downgrade_check: Some(time(flags, "downgrade-check-time")?).filter(|time| !time.is_zero()),
             gates: Gates::from_flags(flags)?,
             access: access(flags)?,
             json_gateway: flags.is_true("enable-grpc-gateway"),

@@ -73,6 +73,7 @@ flags! {
     Value Taken "watch-progress-notify-interval" = "10m", "time between progress notifications of idle watches";
     Value Taken "corrupt-check-time" = "0s", "time between the leader's comparisons of all members' data (0: none)";
     Value Taken "compact-hash-check-time" = "1m", "time between comparisons of compaction hashes, with the gate CompactHashCheck";
+    Value Taken "downgrade-check-time" = "5s", "time between looks at whether a downgrade is over (0: none)";
     Value Taken "listen-metrics-urls" = "", "where to serve /metrics and /health as well";
     Bool  Taken "enable-grpc-gateway" = "true", "serve the RPCs as JSON below /v3/";
     Value Taken "cors" = "*", "origins of web pages that may see HTTP answers, separated by commas (* or empty: all)";
@@ -134,7 +135,6 @@ flags! {
     Value NoMeaning "raft-write-timeout" = "5s", "";
     Value NoMeaning "compaction-batch-limit" = "1000", "";
     Value NoMeaning "compaction-sleep-interval" = "0s", "";
-    Value NoMeaning "downgrade-check-time" = "5s", "";
     Value NoMeaning "warning-apply-duration" = "100ms", "";
     Value NoMeaning "warning-unary-request-duration" = "300ms", "";
     Value NoMeaning "bootstrap-defrag-threshold-megabytes" = "0", "";

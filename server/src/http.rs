@@ -22,13 +22,14 @@ use tonic::Status;
 use tower::Layer as _;
 
 use crate::{
-    CLUSTER_VERSION, ETCD_STORAGE_VERSION, ETCD_VERSION,
+    ETCD_VERSION,
     access::{self, Access},
     cluster::ClusterService,
     context::Context,
     corruption, debug_vars,
     join::{CLUSTER_HEADER, PeerMember},
     metrics::Now,
+    version,
 };
 
 type Ctx = State<Arc<Context>>;
@@ -100,6 +101,7 @@ pub fn peer_routes(ctx: Arc<Context>) -> Router {
         .route("/members", get(members))
         .route(corruption::PATH, get(corruption::answer))
         .route("/members/promote/{id}", post(promote))
+        .route(version::ENABLED_PATH, get(version::is_enabled))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(ctx)
 }
@@ -126,16 +128,16 @@ async fn method_not_allowed() -> Response {
 #[derive(Serialize)]
 struct Version {
     etcdserver: &'static str,
-    etcdcluster: &'static str,
-    storage: &'static str,
+    etcdcluster: String,
+    storage: String,
     pintle: &'static str,
 }
 
-async fn version() -> Json<Version> {
+async fn version(State(ctx): Ctx) -> Json<Version> {
     Json(Version {
         etcdserver: ETCD_VERSION,
-        etcdcluster: CLUSTER_VERSION,
-        storage: ETCD_STORAGE_VERSION,
+        etcdcluster: version::cluster_text(&ctx.store),
+        storage: version::storage_text(&ctx.store),
         pintle: env!("CARGO_PKG_VERSION"),
     })
 }

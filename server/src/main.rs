@@ -15,6 +15,7 @@
 //! observer.rs                                  what the store tells watch and lease
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
+//! version/                                     the cluster's version, downgrades
 //! corruption/                                  whether all members hold the same data
 //! ```
 //!
@@ -58,6 +59,7 @@ mod tls;
 mod too_large;
 mod unimplemented;
 mod urls;
+mod version;
 mod watch;
 
 use std::{process::ExitCode, time::Duration};
@@ -68,7 +70,6 @@ use flags::{FlagError, Flags};
 /// The release of etcd whose behaviour this is.
 pub const ETCD_VERSION: &str = "3.7.1";
 pub const ETCD_STORAGE_VERSION: &str = "3.7.0";
-pub const CLUSTER_VERSION: &str = "3.7.0";
 
 /// Most of what a request allocates is small and freed on another thread.
 #[global_allocator]

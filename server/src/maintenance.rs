@@ -6,9 +6,9 @@ use proto::{
     EtcdError, MemberId,
     command::{command::Op, outcome::Result as Outcome},
     etcdserverpb::{
-        AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
-        DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
-        MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
+        AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
+        DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
         maintenance_server::Maintenance,
     },
 };
@@ -17,12 +17,12 @@ use tonic::{Request, Response, Status};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    ETCD_STORAGE_VERSION, ETCD_VERSION,
+    ETCD_VERSION,
     admit::{Learner, admit},
     context::Context,
     gates::Gate,
     snapshot::{SnapshotStream, Snapshots},
-    unimplemented::unimplemented,
+    version,
 };
 
 /// (etcd: `server/etcdserver/errors`, ErrTimeoutLeaderTransfer.)
@@ -81,9 +81,9 @@ impl Maintenance for MaintenanceService {
             errors: problems(&status, &self.ctx.store.alarms()),
             db_size_in_use: size.in_use,
             is_learner: status.is_learner,
-            storage_version: ETCD_STORAGE_VERSION.into(),
+            storage_version: version::storage_text(&self.ctx.store),
             db_size_quota: self.ctx.limits.quota_backend_bytes,
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(version::downgrade_info(&self.ctx.store)),
         }))
     }
 
@@ -126,8 +126,11 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(MoveLeaderResponse::default()))
     }
 
-    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
-        Err(unimplemented("etcdserverpb.Maintenance/Downgrade"))
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let version = version::downgrade(&self.ctx, request.get_ref()).await?;
+        let header = Some(self.ctx.header(self.ctx.store.revision()));
+        Ok(Response::new(DowngradeResponse { header, version }))
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
     serve::{self, Server},
     snapshot::Snapshots,
     tls::{self, Tls},
-    urls, watch,
+    urls, version, watch,
 };
 
 /// RocksDB's block cache.
@@ -150,6 +150,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::spawn(compactor::run(ctx.clone(), retention));
     }
     corruption::start(&ctx, config.corruption_checks);
+    version::start(&ctx, config.downgrade_check);
     let published = tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
 
     let serving = async {

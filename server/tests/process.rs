@@ -11,6 +11,7 @@ fn the_endpoints_answer_on_the_client_port() {
     let dir = tempfile::tempdir().unwrap();
     let [metrics] = free_ports();
     let member = Member::start(dir.path(), &[&format!("--listen-metrics-urls=http://127.0.0.1:{metrics}")]);
+    member.wait_for_log("cluster version is updated");
     let (code, version) = member.get("/version");
     assert_eq!(code, 200);
     let version: serde_json::Value = serde_json::from_str(&version).unwrap();

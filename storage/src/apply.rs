@@ -19,7 +19,9 @@ use bytes::Bytes;
 use prost::Message;
 use proto::{
     EtcdError, KeyRange, LeaseId, Revision,
-    command::{AuthDone, AuthInfo, Command, Done, Outcome, command::Op, outcome::Result as Answer},
+    command::{
+        AuthDone, AuthInfo, ClusterVersion, Command, Done, Downgrade, Outcome, command::Op, outcome::Result as Answer,
+    },
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
         DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse,
@@ -41,7 +43,7 @@ use crate::{
     lease::{self, LeaseInfo},
     range::{Failed, Snapshot},
     record::{self, EventRecord},
-    store::{Applied, Inner, State, View, meta},
+    store::{Applied, Inner, State, Versions, View, meta},
     txn::{self, Path},
 };
 
@@ -198,6 +200,19 @@ impl Batch<'_> {
                 self.inner.members.write().insert(member.id, member);
                 Ok(Answer::Done(Done {}))
             }
+            Op::ClusterVersion(ClusterVersion { version }) => {
+                self.put_meta(meta::CLUSTER_VERSION, version.as_bytes());
+                self.set_versions(|versions| versions.cluster = Some(version));
+                Ok(Answer::Done(Done {}))
+            }
+            Op::Downgrade(Downgrade { target }) => {
+                match &target {
+                    Some(target) => self.put_meta(meta::DOWNGRADE_TARGET, target.as_bytes()),
+                    None => self.writes.delete_cf(self.state.db.cf(META), meta::DOWNGRADE_TARGET),
+                }
+                self.set_versions(|versions| versions.downgrade_target = target);
+                Ok(Answer::Done(Done {}))
+            }
             Op::Alarm(alarm) => Ok(Answer::Alarm(self.alarm(&alarm))),
             Op::AuthEnable(_)
             | Op::AuthDisable(_)
@@ -351,6 +366,10 @@ impl Batch<'_> {
         self.change.auth.extend(changed);
         self.state.auth = Arc::new(auth);
         Ok(AuthDone { revision: self.state.revision, auth_revision: self.state.auth.revision(), token })
+    }
+
+    fn set_versions(&mut self, set: impl FnOnce(&mut Versions)) {
+        set(Arc::make_mut(&mut self.state.versions));
     }
 
     fn put_meta(&mut self, key: &[u8], value: &[u8]) {

@@ -50,5 +50,5 @@ pub use export::Export;
 pub use hash::HashKv;
 pub use lease::LeaseInfo;
 pub use record::Kind;
-pub use store::{Applied, Options, Size, Store};
+pub use store::{Applied, Options, Size, Store, Versions};
 pub use stream::RangeCursor;

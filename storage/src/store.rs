@@ -40,6 +40,8 @@ pub(crate) mod meta {
     pub const REVISION: &[u8] = b"revision";
     pub const COMPACTED: &[u8] = b"compacted";
     pub const COMPACTION_FINISHED: &[u8] = b"compaction_finished";
+    pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
+    pub const DOWNGRADE_TARGET: &[u8] = b"downgrade_target";
 }
 
 /// The compacted revision of a store that was never compacted, as etcd has it.
@@ -64,6 +66,15 @@ pub struct Applied {
     pub term: u64,
     /// The newest membership payload applied.
     pub membership: Bytes,
+}
+
+/// What the cluster has agreed on about the releases of its members.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// None in a cluster that is new.
+    pub cluster: Option<String>,
+    /// While the cluster is being downgraded.
+    pub downgrade_target: Option<String>,
 }
 
 /// Sizes in bytes.
@@ -104,6 +115,7 @@ pub(crate) struct View {
     pub revision: i64,
     pub compacted: i64,
     pub auth: Arc<AuthState>,
+    pub versions: Arc<Versions>,
 }
 
 /// The applier's side of the same.
@@ -114,6 +126,7 @@ pub(crate) struct State {
     pub revision: i64,
     pub compacted: i64,
     pub auth: Arc<AuthState>,
+    pub versions: Arc<Versions>,
 }
 
 /// All that stands in a RocksDB, brought into memory.
@@ -223,6 +236,10 @@ impl Store {
         self.inner.view.read().auth.is_enabled()
     }
 
+    pub fn versions(&self) -> Arc<Versions> {
+        self.inner.view.read().versions.clone()
+    }
+
     pub fn size(&self) -> Result<Size, StorageError> {
         let db = &self.inner.view().db;
         let live = db.property("rocksdb.live-sst-files-size")?.min(db.property("rocksdb.estimate-live-data-size")?);
@@ -283,8 +300,8 @@ impl View {
 
 impl State {
     pub fn view(&self) -> View {
-        let State { db, index, revision, compacted, auth } = self.clone();
-        View { db, index, revision, compacted, auth }
+        let State { db, index, revision, compacted, auth, versions } = self.clone();
+        View { db, index, revision, compacted, auth, versions }
     }
 }
 
@@ -293,6 +310,7 @@ pub(crate) struct Meta {
     /// None in an empty store.
     format: Option<u32>,
     pub applied: Applied,
+    versions: Versions,
     pub revision: i64,
     pub compacted: i64,
     pub compaction_finished: i64,
@@ -311,6 +329,7 @@ impl Meta {
         let mut meta = Meta {
             format: None,
             applied: Applied::default(),
+            versions: Versions::default(),
             revision: FIRST_REVISION,
             compacted: NEVER_COMPACTED,
             compaction_finished: NEVER_COMPACTED,
@@ -318,6 +337,7 @@ impl Meta {
         for (key, value) in items {
             let number =
                 |at: usize| value.get(at..at + 8).map(|b| u64::from_be_bytes(b.try_into().expect("eight bytes")));
+            let text = || String::from_utf8(value.to_vec()).map_err(|error| db.damaged(META, &key, error));
             let number = |at: usize| number(at).ok_or_else(|| db.damaged(META, &key, "the value is cut short"));
             match key.as_ref() {
                 meta::FORMAT => meta.format = Some(number(0)? as u32),
@@ -326,6 +346,8 @@ impl Meta {
                 meta::REVISION => meta.revision = number(0)? as i64,
                 meta::COMPACTED => meta.compacted = number(0)? as i64,
                 meta::COMPACTION_FINISHED => meta.compaction_finished = number(0)? as i64,
+                meta::CLUSTER_VERSION => meta.versions.cluster = Some(text()?),
+                meta::DOWNGRADE_TARGET => meta.versions.downgrade_target = Some(text()?),
                 _ => return Err(db.damaged(META, &key, "a key that is not known here")),
             }
         }
@@ -336,7 +358,7 @@ impl Meta {
 impl Loaded {
     /// Rebuilds from `events` what is kept in memory of the keys, and reads the small column families.
     pub fn from(db: Arc<Db>) -> Result<Self, StorageError> {
-        let Meta { format, applied, revision, compacted, compaction_finished } = Meta::read(&db)?;
+        let Meta { format, applied, versions, revision, compacted, compaction_finished } = Meta::read(&db)?;
         match format {
             Some(FORMAT_VERSION) => {}
             Some(found) => {
@@ -370,7 +392,7 @@ impl Loaded {
             leases.attach(key.clone(), entry.lease);
         }
         let auth = Arc::new(AuthState::load(&db)?);
-        let state = State { db, index, revision, compacted, auth };
+        let state = State { db, index, revision, compacted, auth, versions: Arc::new(versions) };
         Ok(Loaded { state, leases, members, alarms, applied, compaction_finished })
     }
 }
