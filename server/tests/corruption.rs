@@ -45,10 +45,10 @@ async fn raised_alarms(member: &Member) -> Vec<(u64, AlarmType)> {
     tokio::time::timeout(PATIENCE, raised).await.expect("an alarm is raised")
 }
 
-/// Applied index and id.
-async fn position(member: &Member) -> (u64, u64) {
+/// Applied index, term and id.
+async fn position(member: &Member) -> (u64, u64, u64) {
     let status = MaintenanceClient::new(channel(member).await).status(StatusRequest {}).await.unwrap().into_inner();
-    (status.raft_applied_index, status.header.unwrap().member_id)
+    (status.raft_applied_index, status.raft_term, status.header.unwrap().member_id)
 }
 
 struct Nobody;
@@ -72,7 +72,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// Lets member 2 apply another put than the one that the others, and its own log, have at that place.
 async fn corrupt_member_2(places: &Places, members: &mut Vec<Member>) -> u64 {
-    put(&members[0], "before", "same").await;
+    // On that member, so that it has it when it is stopped.
+    put(&members[2], "before", "same").await;
     assert_eq!(members.pop().unwrap().stop(), Some(0));
     let store = places.dirs[2].path().join("member").join("store");
     let kept = TempDir::new().unwrap();
@@ -80,14 +81,14 @@ async fn corrupt_member_2(places: &Places, members: &mut Vec<Member>) -> u64 {
 
     let member = places.start(2, &[]);
     put(&member, "k", "right").await;
-    let (index, id) = position(&member).await;
+    let (index, term, id) = position(&member).await;
     assert_eq!(member.stop(), Some(0));
     fs::remove_dir_all(&store).unwrap();
     copy(kept.path(), &store);
     let op = Op::Put(PutRequest { key: "k".into(), value: "wrong".into(), ..Default::default() });
     let payload = Payload::Command(Command { op: Some(op), auth: None }.encode_to_vec().into());
     let opened = Store::open(&store, Options { observer: Arc::new(Nobody), cache_bytes: 1 << 20 }).unwrap();
-    opened.applier().apply(&[LogEntry { index, term: opened.applied().term, payload }]).unwrap();
+    opened.applier().apply(&[LogEntry { index, term, payload }]).unwrap();
     opened.flush().unwrap();
     id
 }
