@@ -8,8 +8,7 @@ use proto::{
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
         DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
-        maintenance_server::Maintenance,
+        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, maintenance_server::Maintenance,
     },
 };
 use raft::RaftError;

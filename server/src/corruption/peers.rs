@@ -14,10 +14,9 @@ use proto::{EtcdError, MemberId};
 use serde::{Deserialize, Serialize};
 use storage::HashKv;
 
-use crate::{context::Context, http};
+use crate::{context::Context, http, join::CLUSTER_HEADER};
 
 pub const PATH: &str = "/members/hashkv";
-const CLUSTER_HEADER: &str = "x-etcd-cluster-id";
 const OTHER_CLUSTER: &str = "cluster ID mismatch";
 /// Beside two election timeouts. (etcd: `config.go`, ReqTimeout.)
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

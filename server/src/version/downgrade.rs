@@ -16,7 +16,7 @@ use proto::{
 use tonic::Status;
 
 use super::{Version, downgrade_target, of_cluster};
-use crate::{context::Context, http};
+use crate::{context::Context, http, join::CLUSTER_HEADER};
 
 pub const ENABLED_PATH: &str = "/downgrade/enabled";
 
@@ -84,7 +84,7 @@ async fn cancel(ctx: &Context) -> Result<(), Status> {
 
 /// Answers another member whether a downgrade is under way.
 pub async fn is_enabled(State(ctx): State<Arc<Context>>) -> Response {
-    let cluster = ("x-etcd-cluster-id", ctx.cluster.to_string());
+    let cluster = (CLUSTER_HEADER, ctx.cluster.to_string());
     match ctx.read_barrier().await {
         Ok(()) => {
             let is_enabled = downgrade_target(&ctx.store).is_some().to_string();
