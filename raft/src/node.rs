@@ -218,6 +218,11 @@ impl Node {
         }
     }
 
+    /// Returns once this member has applied the entry at `index`.
+    pub async fn wait_until_applied(&self, index: u64) -> Result<(), RaftError> {
+        self.wait_applied(index, self.deadline()).await
+    }
+
     /// Sends a request to the leader's [`LeaderHandler`], which may be this member's own.
     pub async fn ask_leader(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
         let inner = &self.inner;

@@ -61,6 +61,7 @@ impl Cluster for ClusterService {
         if request.get_ref().linearizable {
             self.ctx.read_barrier().await?;
         }
+        self.ctx.auth.require_user(&self.ctx.auth.caller(&request)).await?;
         let members = self.ctx.node.members().into_iter().map(member).collect();
         // etcd leaves the revision out of this header, and those below.
         Ok(Response::new(MemberListResponse { header: Some(self.ctx.header(0)), members }))
@@ -68,6 +69,7 @@ impl Cluster for ClusterService {
 
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_urls = checked(&peer_ur_ls)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -87,6 +89,7 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let members = self.change(Change::Remove(MemberId(request.get_ref().id))).await?;
         Ok(Response::new(MemberRemoveResponse { header: Some(self.ctx.header(0)), members }))
     }
@@ -96,6 +99,7 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         // etcd leaves this check to its client, and stops all members when it was not made.
         let peer_urls = urls::to_strings(&checked(&peer_ur_ls)?);
@@ -108,6 +112,7 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let members = self.change(Change::Promote(MemberId(request.get_ref().id))).await?;
         Ok(Response::new(MemberPromoteResponse { header: Some(self.ctx.header(0)), members }))
     }

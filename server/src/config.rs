@@ -6,6 +6,7 @@ use raft::ChangePolicy;
 
 use crate::{
     access::{Access, Allowed},
+    auth::TokenOptions,
     compactor::Retention,
     context::Limits,
     corruption, duration,
@@ -50,10 +51,20 @@ pub struct Config {
     pub corruption_checks: corruption::Intervals,
     /// None: a downgrade is ended by hand only.
     pub downgrade_check: Option<Duration>,
+    pub auth: AuthOptions,
     pub gates: Gates,
     pub access: Access,
     /// Whether the RPCs are served as JSON, too.
     pub json_gateway: bool,
+}
+
+/// How users prove who they are.
+#[derive(Debug, Clone)]
+pub struct AuthOptions {
+    pub tokens: TokenOptions,
+    pub bcrypt_cost: u32,
+    /// Whether the name on a client's certificate is that of a user.
+    pub trusts_certificates: bool,
 }
 
 /// The members of a new cluster, as the flags give them.
@@ -224,6 +235,14 @@ impl Config {
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
             corruption_checks: corruption_checks(flags)?,
             downgrade_check: Some(time(flags, "downgrade-check-time")?).filter(|time| !time.is_zero()),
+            auth: AuthOptions {
+                tokens: TokenOptions {
+                    text: flags.get("auth-token").into(),
+                    ttl: Duration::from_secs(number(flags, "auth-token-ttl")?),
+                },
+                bcrypt_cost: number(flags, "bcrypt-cost")?,
+                trusts_certificates: flags.is_true("client-cert-auth"),
+            },
             gates: Gates::from_flags(flags)?,
             access: access(flags)?,
             json_gateway: flags.is_true("enable-grpc-gateway"),

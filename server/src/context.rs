@@ -5,16 +5,23 @@ use std::{sync::Arc, time::Duration};
 use prost::Message;
 use proto::{
     ClusterId, EtcdError, MemberId,
-    command::{Command, command::Op, outcome::Result as Outcome},
+    command::{AuthInfo, Command, command::Op, outcome::Result as Outcome},
     etcdserverpb::ResponseHeader,
 };
 use raft::RaftError;
-use storage::{ReadError, StorageError};
+use storage::{AuthState, ReadError, StorageError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{gates::Gates, metrics::Metrics, peer_http::PeerHttp, quota::Quota, snapshot::Snapshots};
+use crate::{
+    auth::{Auth, Caller},
+    gates::Gates,
+    metrics::Metrics,
+    peer_http::PeerHttp,
+    quota::Quota,
+    snapshot::Snapshots,
+};
 
 /// The bounds on what a client may ask.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +44,7 @@ pub struct Context {
     pub gates: Gates,
     pub quota: Quota,
     pub peer_http: PeerHttp,
+    pub auth: Auth,
     pub watch_progress_interval: Duration,
     pub election_timeout: Duration,
     pub metrics: Arc<Metrics>,
@@ -83,11 +91,19 @@ impl Context {
         *header = Some(self.header(revision));
     }
 
-    /// Replicates a command and returns what applying it here gave; a refusal becomes its status.
+    /// Replicates a command of this member's own and returns what applying it here gave; a refusal becomes its status.
     pub async fn propose(&self, op: Op) -> Result<Outcome, Status> {
-        let command = Command { op: Some(op), auth: None };
-        let size = command.encoded_len();
-        if size + etcd_envelope_bytes(self.member) > self.limits.max_request_bytes {
+        self.propose_command(Command { op: Some(op), auth: None }).await
+    }
+
+    /// The same on behalf of a client: what it may do is checked again when the command is applied.
+    pub async fn propose_by(&self, caller: &Caller, op: Op) -> Result<Outcome, Status> {
+        let auth = self.auth.info(caller).await?;
+        self.propose_command(Command { op: Some(op), auth }).await
+    }
+
+    async fn propose_command(&self, command: Command) -> Result<Outcome, Status> {
+        if command.encoded_len() + etcd_envelope_bytes(self.member, &command) > self.limits.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
         let _pending = self.metrics.proposal();
@@ -105,6 +121,28 @@ impl Context {
     /// Returns once this member has applied all that was committed when the call began.
     pub async fn read_barrier(&self) -> Result<(), Status> {
         self.node.read_index().await.map_err(|error| self.raft_error(error))
+    }
+
+    /// Reads on behalf of a client, if `check` allows it.
+    ///
+    /// # Errors
+    /// `AuthOldRevision` when users or roles have changed meanwhile. (etcd: `v3_server.go`, doSerialize.)
+    pub async fn read_by<T>(
+        &self,
+        caller: &Caller,
+        check: impl FnOnce(&AuthState, Option<&AuthInfo>) -> Result<(), EtcdError>,
+        read: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        if !self.auth.is_enabled() {
+            return read.await;
+        }
+        let info = self.auth.info(caller).await?;
+        check(&self.auth.state(), info.as_ref())?;
+        let result = read.await;
+        if let Some(info) = info {
+            self.auth.require_unchanged(info.revision)?;
+        }
+        result
     }
 
     /// The status that etcd answers for a request that Raft did not carry out.
@@ -160,10 +198,12 @@ impl Context {
 /// etcd wraps a command into an envelope with a request id before it compares the size with the bound. Its size counts
 /// here too, so that the bound falls on the same byte. The id begins with the lower 16 bits of the member's, and is
 /// encoded the longer the higher it is (`pkg/idutil/id.go`).
-fn etcd_envelope_bytes(member: MemberId) -> usize {
+fn etcd_envelope_bytes(member: MemberId, command: &Command) -> usize {
     const TIME_AND_COUNT: u64 = 1 << 47;
     // Two bytes for the header's tag, one for its length, one for the id's tag.
-    4 + prost::encoding::encoded_len_varint(member.0 << 48 | TIME_AND_COUNT)
+    let envelope = 4 + prost::encoding::encoded_len_varint(member.0 << 48 | TIME_AND_COUNT);
+    // Who asks stands in etcd's header, without a tag (two bytes here) and a length of its own.
+    if command.auth.is_some() { envelope - 3 } else { envelope }
 }
 
 #[cfg(test)]
@@ -179,10 +219,15 @@ mod tests {
             value: vec![0; value_bytes].into(),
             ..Default::default()
         };
-        let size = |value_bytes| Command { op: Some(Op::Put(put(value_bytes))), auth: None }.encoded_len();
+        let command = |auth, value_bytes| Command { op: Some(Op::Put(put(value_bytes))), auth };
+        let size = |command: &Command, member| command.encoded_len() + etcd_envelope_bytes(member, command);
         let member = MemberId(11_382_902_454_091_896_042);
-        assert_eq!(size(1_572_838) + etcd_envelope_bytes(member), MAX);
-        assert_eq!(etcd_envelope_bytes(MemberId(0x1234)), 13);
+        assert_eq!(size(&command(None, 1_572_838), member), MAX);
+        assert_eq!(etcd_envelope_bytes(MemberId(0x1234), &command(None, 0)), 13);
+        // Name and revision, with a tag and a length each, as they are in etcd's header.
+        let auth = AuthInfo { username: "root".into(), revision: 3 };
+        let named = size(&command(Some(auth), 0), member) - size(&command(None, 0), member);
+        assert_eq!(named, 2 + "root".len() + 2);
     }
 
     #[test]

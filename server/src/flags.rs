@@ -61,6 +61,9 @@ flags! {
     Value Taken "snapshot-count" = "10000", "applied entries between two snapshots";
     Value Taken "quota-backend-bytes" = "0", "bytes the store may take before writes are refused (0: 2 GiB, negative: no quota)";
     Value Taken "max-request-bytes" = "1572864", "largest request in bytes";
+    Value Taken "auth-token" = "simple", "kind of token: simple, or jwt,sign-method=…,priv-key=…,pub-key=…,ttl=…";
+    Value Taken "auth-token-ttl" = "300", "seconds that a simple token is good for after its last use";
+    Value Taken "bcrypt-cost" = "10", "cost of hashing a password, 4 to 31";
     Value Taken "max-txn-ops" = "128", "most operations in a transaction";
     Value Taken "max-concurrent-streams" = "4294967295", "most streams a client connection may have open";
     Value Taken "grpc-keepalive-min-time" = "5s", "shortest time between two pings of a client";
@@ -143,7 +146,6 @@ flags! {
     Bool  NoMeaning "enable-v2" = "false", "";
     Bool  NoMeaning "enable-pprof" = "false", "";
 
-    Value Missing "auth-token" = "simple", "";
     Value Missing "discovery" = "", "";
     Value Missing "discovery-token" = "", "";
     Value Missing "discovery-endpoints" = "", "";
@@ -160,8 +162,6 @@ flags! {
     Value Missing "distributed-tracing-service-name" = "etcd", "";
     Value Missing "distributed-tracing-instance-id" = "", "";
     Value Missing "distributed-tracing-sampling-rate" = "0", "";
-    Value Missing "auth-token-ttl" = "300", "";
-    Value Missing "bcrypt-cost" = "10", "";
     Value Missing "discovery-dial-timeout" = "2s", "";
     Value Missing "discovery-request-timeout" = "5s", "";
     Value Missing "discovery-keepalive-time" = "2s", "";

@@ -3,6 +3,7 @@
 //! ```text
 //! Range, read-only Txn ── serializable? ──no──> read barrier ──> store
 //! Put, DeleteRange, Txn, Compact ──> propose ──> outcome of applying it here
+//! both on behalf of a caller, whose rights are checked: for reads here, for writes when they are applied
 //! ```
 //! Source: etcd, `server/etcdserver/v3_server.go`.
 
@@ -10,19 +11,20 @@ use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
 use proto::{
-    command::{command::Op, outcome::Result as Outcome},
+    command::{AuthInfo, command::Op, outcome::Result as Outcome},
     etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
     },
 };
-use storage::{RangeCursor, cost};
+use storage::{AuthState, RangeCursor, Right, cost};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     admit::{Learner, admit},
+    auth::Caller,
     checks,
     context::Context,
     quota,
@@ -62,6 +64,15 @@ impl KvService {
         }
     }
 
+    async fn read_txn_by(&self, caller: &Caller, request: TxnRequest) -> Result<TxnResponse, Status> {
+        if !self.ctx.auth.is_enabled() {
+            return self.read_txn(request).await;
+        }
+        let checked = request.clone();
+        let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_read_txn(info, &checked);
+        self.ctx.read_by(caller, check, self.read_txn(request)).await
+    }
+
     fn admit_range(&self, request: &Request<RangeRequest>) -> Result<(), Status> {
         let learner = if request.get_ref().serializable { Learner::Serves } else { Learner::Refuses };
         admit(&self.ctx, request.metadata(), learner)
@@ -72,12 +83,14 @@ impl KvService {
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         self.admit_range(&request)?;
-        let request = request.into_inner();
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         checks::range(&request)?;
         if !request.serializable {
             self.ctx.read_barrier().await?;
         }
-        let mut response = self.read_range(request).await?;
+        let (key, range_end) = (request.key.clone(), request.range_end.clone());
+        let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_keys(info, &key, &range_end, Right::Read);
+        let mut response = self.ctx.read_by(&caller, check, self.read_range(request)).await?;
         self.ctx.stamp(&mut response.header);
         Ok(Response::new(response))
     }
@@ -86,23 +99,24 @@ impl Kv for KvService {
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
         self.admit_range(&request)?;
-        let request = request.into_inner();
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         checks::range_stream(&request)?;
         if !request.serializable {
             self.ctx.read_barrier().await?;
         }
+        let auth_revision = self.ctx.auth.require_range(&caller, &request.key, &request.range_end).await?;
         let cursor = self.ctx.blocking(move |store| store.range_cursor(&request, STREAM_PART_BYTES)).await?;
         let (sender, receiver) = mpsc::channel(STREAM_PARTS_AHEAD);
-        tokio::spawn(send_parts(self.ctx.clone(), cursor, sender));
+        tokio::spawn(send_parts(self.ctx.clone(), cursor, sender, auth_revision));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        let request = request.into_inner();
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         quota::check(&self.ctx, cost::put(&request)).await?;
         checks::put(&request)?;
-        match self.ctx.propose(Op::Put(request)).await? {
+        match self.ctx.propose_by(&caller, Op::Put(request)).await? {
             Outcome::Put(mut response) => {
                 self.ctx.stamp(&mut response.header);
                 Ok(Response::new(response))
@@ -116,9 +130,9 @@ impl Kv for KvService {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        let request = request.into_inner();
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         checks::delete_range(&request)?;
-        match self.ctx.propose(Op::DeleteRange(request)).await? {
+        match self.ctx.propose_by(&caller, Op::DeleteRange(request)).await? {
             Outcome::DeleteRange(mut response) => {
                 self.ctx.stamp(&mut response.header);
                 Ok(Response::new(response))
@@ -129,16 +143,16 @@ impl Kv for KvService {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        let request = request.into_inner();
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         quota::check(&self.ctx, cost::txn(&request)).await?;
         checks::txn(&request, self.ctx.limits.max_txn_ops)?;
         let mut response = if checks::is_read_only(&request) {
             if !checks::is_serializable(&request) {
                 self.ctx.read_barrier().await?;
             }
-            self.read_txn(request).await?
+            self.read_txn_by(&caller, request).await?
         } else {
-            match self.ctx.propose(Op::Txn(request)).await? {
+            match self.ctx.propose_by(&caller, Op::Txn(request)).await? {
                 Outcome::Txn(response) => response,
                 other => return Err(self.ctx.wrong_outcome("Txn", &other)),
             }
@@ -149,8 +163,10 @@ impl Kv for KvService {
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let caller = self.ctx.auth.caller(&request);
+        self.ctx.auth.require_admin(&caller).await?;
         let CompactionRequest { revision, physical } = *request.get_ref();
-        let mut response = match self.ctx.propose(Op::Compact(request.into_inner())).await? {
+        let mut response = match self.ctx.propose_by(&caller, Op::Compact(request.into_inner())).await? {
             Outcome::Compact(response) => response,
             other => return Err(self.ctx.wrong_outcome("Compact", &other)),
         };
@@ -177,9 +193,13 @@ async fn send_parts(
     ctx: Arc<Context>,
     mut cursor: RangeCursor,
     sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
+    auth_revision: u64,
 ) {
     loop {
         let Ok(place) = sender.reserve().await else { return };
+        if let Err(error) = ctx.auth.require_unchanged(auth_revision) {
+            return place.send(Err(error.into()));
+        }
         let read = ctx.blocking(move |_| cursor.next_part().map(|part| (cursor, part))).await;
         match read {
             Ok((_, None)) => return,

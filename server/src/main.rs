@@ -9,10 +9,11 @@
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
+//! auth/                                        who makes a request, and what it may do; the Auth service
 //! kv.rs, watch/, lease/, maintenance.rs,
 //! cluster.rs, unimplemented.rs                 the services
 //! snapshot/                                    backups as files of etcd's
-//! observer.rs                                  what the store tells watch and lease
+//! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
 //! version/                                     the cluster's version, downgrades
@@ -24,6 +25,7 @@
 
 mod access;
 mod admit;
+mod auth;
 mod bootstrap;
 mod checks;
 mod cluster;

@@ -8,7 +8,8 @@ use proto::{
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
         DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+        maintenance_server::Maintenance,
     },
 };
 use raft::RaftError;
@@ -56,7 +57,13 @@ async fn defragment(ctx: Arc<Context>, health: HealthReporter) -> Result<(), Sta
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        match self.ctx.propose(Op::Alarm(request.into_inner())).await? {
+        let caller = self.ctx.auth.caller(&request);
+        if request.get_ref().action == AlarmAction::Get as i32 {
+            self.ctx.auth.require_user(&caller).await?;
+        } else {
+            self.ctx.auth.require_admin(&caller).await?;
+        }
+        match self.ctx.propose_by(&caller, Op::Alarm(request.into_inner())).await? {
             Outcome::Alarm(mut response) => {
                 self.ctx.stamp(&mut response.header);
                 Ok(Response::new(response))
@@ -67,6 +74,7 @@ impl Maintenance for MaintenanceService {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Serves)?;
+        self.ctx.auth.require_user(&self.ctx.auth.caller(&request)).await?;
         let size = self.ctx.blocking(|store| Ok(store.size()?)).await?;
         let status = self.ctx.node.status();
         Ok(Response::new(StatusResponse {
@@ -88,6 +96,7 @@ impl Maintenance for MaintenanceService {
 
     async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         // A task of its own: it goes on, and the member's health is set right, when the client gives up.
         let task = tokio::spawn(defragment(self.ctx.clone(), self.health.clone()));
         task.await.map_err(|_| EtcdError::Stopped)??;
@@ -96,12 +105,14 @@ impl Maintenance for MaintenanceService {
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let (hash, revision) = self.ctx.blocking(|store| store.hash()).await?;
         Ok(Response::new(HashResponse { header: Some(self.ctx.header(revision)), hash }))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let revision = request.get_ref().revision;
         let hashed = self.ctx.blocking(move |store| store.hash_kv(revision)).await?;
         Ok(Response::new(HashKvResponse {
@@ -116,17 +127,20 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Serves)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         Ok(Response::new(Snapshots::send(self.ctx.clone())))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         move_leader(&self.ctx, MemberId(request.get_ref().target_id)).await?;
         Ok(Response::new(MoveLeaderResponse::default()))
     }
 
     async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         let version = version::downgrade(&self.ctx, request.get_ref()).await?;
         let header = Some(self.ctx.header(self.ctx.store.revision()));
         Ok(Response::new(DowngradeResponse { header, version }))

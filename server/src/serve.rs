@@ -27,6 +27,7 @@ use tonic::{
 use tower::Service;
 
 use crate::{
+    auth::AuthService,
     cluster::ClusterService,
     concurrency::{self, ElectionService, LockService},
     config::Connections,
@@ -39,7 +40,6 @@ use crate::{
     rpc_count::CountLayer,
     tls::{self, ClientCertificate},
     too_large,
-    unimplemented::Missing,
     watch::{self, WatchService},
 };
 
@@ -74,7 +74,7 @@ pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lea
         LeaseServer: LeaseService::new(ctx.clone(), clock);
         ClusterServer: ClusterService::new(ctx.clone());
         MaintenanceServer: MaintenanceService::new(ctx.clone(), health);
-        AuthServer: Missing;
+        AuthServer: AuthService::new(ctx.clone());
         ElectionServer: ElectionService::new(local.clone());
         LockServer: LockService::new(local);
     }

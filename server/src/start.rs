@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    auth::{Auth, Passwords, Tokens},
     bootstrap::{self, DataDir},
     compactor,
     config::{Config, Listen},
@@ -95,13 +96,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let hub = watch::Hub::new();
     let clock = lease::Clock::new();
-    let store = open_store(&dir, &hub, &clock).await?;
+    let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
+    let store = open_store(&dir, Observer::new(hub.clone(), clock.clone(), tokens.clone())).await?;
     hub.attach(store.clone());
     let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
     metrics.show_gates(&config.gates)?;
     let node_config = node_config(&config, &dir, &metrics, &tls)?;
     let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
+    let passwords = Passwords::new(config.auth.bcrypt_cost);
+    let auth = Auth::new(store.clone(), node.clone(), tokens, passwords, config.auth.trusts_certificates);
     let ctx = Arc::new(Context {
+        auth,
         store,
         node: node.clone(),
         cluster: dir.identity.cluster,
@@ -197,9 +202,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn open_store(dir: &DataDir, hub: &Arc<watch::Hub>, clock: &Arc<lease::Clock>) -> anyhow::Result<Store> {
-    let observer = Arc::new(Observer::new(hub.clone(), clock.clone()));
-    let options = storage::Options { observer, cache_bytes: CACHE_BYTES };
+async fn open_store(dir: &DataDir, observer: Observer) -> anyhow::Result<Store> {
+    let options = storage::Options { observer: Arc::new(observer), cache_bytes: CACHE_BYTES };
     let path = dir.store.clone();
     let store =
         tokio::task::spawn_blocking(move || Store::open(&path, options)).await.context("opening the store")??;

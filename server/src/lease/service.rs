@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use proto::{
-    EtcdError,
+    EtcdError, LeaseId,
     command::{command::Op, outcome::Result as Outcome},
     etcdserverpb::{
         LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
@@ -13,7 +13,7 @@ use proto::{
         LeaseTimeToLiveResponse, lease_server::Lease,
     },
 };
-use storage::cost;
+use storage::{Right, cost};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     admit::{Learner, admit},
+    auth::Caller,
     context::Context,
     quota,
     watch::leader_lost,
@@ -78,7 +79,23 @@ impl LeaseService {
         }
     }
 
-    async fn keep_alive(self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+    /// Whether the caller has a right on all keys of a lease. Returns the auth revision that was looked at.
+    async fn check_lease(&self, caller: &Caller, id: i64, right: Right) -> Result<u64, Status> {
+        if self.context.auth.is_enabled() {
+            // A key that was hung on it a moment ago counts.
+            self.context.read_barrier().await?;
+        }
+        self.context.auth.require_lease(caller, LeaseId(id), right).await
+    }
+
+    async fn keep_alive(
+        self,
+        caller: &Caller,
+        request: LeaseKeepAliveRequest,
+    ) -> Result<LeaseKeepAliveResponse, Status> {
+        // Whoever renews a lease keeps its keys alive, and so writes them.
+        let auth_revision = self.check_lease(caller, request.id, Right::Write).await?;
+        self.context.auth.require_unchanged(auth_revision)?;
         // Before the lease is renewed: else a client could see it alive at a revision that it was revoked at.
         let header = self.context.header(self.context.store.revision());
         let id = request.id;
@@ -116,8 +133,10 @@ impl Lease for LeaseService {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
         quota::check(&self.context, cost::LEASE_GRANT).await?;
+        let caller = self.context.auth.caller(&request);
+        self.context.auth.require_user(&caller).await?;
         let grant = final_grant(request.into_inner(), self.context.election_timeout);
-        match self.context.propose(Op::LeaseGrant(grant)).await? {
+        match self.context.propose_by(&caller, Op::LeaseGrant(grant)).await? {
             Outcome::LeaseGrant(mut response) => {
                 self.context.stamp(&mut response.header);
                 Ok(Response::new(response))
@@ -131,7 +150,9 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
-        match self.context.propose(Op::LeaseRevoke(request.into_inner())).await? {
+        let caller = self.context.auth.caller(&request);
+        self.context.auth.require_user(&caller).await?;
+        match self.context.propose_by(&caller, Op::LeaseRevoke(request.into_inner())).await? {
             Outcome::LeaseRevoke(mut response) => {
                 self.context.stamp(&mut response.header);
                 Ok(Response::new(response))
@@ -148,10 +169,10 @@ impl Lease for LeaseService {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
         let leader_lost = leader_lost(&self.context, request.metadata());
-        let service = self.clone();
+        let (service, caller) = (self.clone(), Caller::of(&request));
         let answers = request.into_inner().map(move |request| {
-            let service = service.clone();
-            async move { service.keep_alive(request?).await }
+            let (service, caller) = (service.clone(), caller.clone());
+            async move { service.keep_alive(&caller, request?).await }
         });
         let (answers, shutdown) = (answers.buffered(KEEP_ALIVES_MAX), self.context.shutdown.clone());
         Ok(Response::new(Box::pin(until(answers, async move {
@@ -167,9 +188,16 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
-        let request = leader_request::Request { keep_alive: None, time_to_live: Some(request.into_inner()) };
+        let (caller, request) = (self.context.auth.caller(&request), request.into_inner());
+        self.context.auth.require_user(&caller).await?;
+        let auth_revision = match request.keys {
+            true => Some(self.check_lease(&caller, request.id, Right::Read).await?),
+            false => None,
+        };
+        let request = leader_request::Request { keep_alive: None, time_to_live: Some(request) };
         let answer = self.ask(request).await?.time_to_live;
         let mut response = answer.ok_or_else(|| unknown(&"it does not answer a time to live"))?;
+        auth_revision.map_or(Ok(()), |revision| self.context.auth.require_unchanged(revision))?;
         self.context.stamp(&mut response.header);
         Ok(Response::new(response))
     }
@@ -180,7 +208,9 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
-        let leases = self.clock.ids().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+        let (caller, ids) = (self.context.auth.caller(&request), self.clock.ids());
+        self.context.auth.require_leases(&caller, &ids).await?;
+        let leases = ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
         let header = Some(self.context.header(self.context.store.revision()));
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
     }

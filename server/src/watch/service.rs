@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use proto::{
+    EtcdError, KeyRange,
     etcdserverpb::{ResponseHeader, WatchRequest},
     raw::{WatchResponse, watch_server::Watch},
 };
@@ -11,9 +12,13 @@ use storage::StorageError;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Hub, Member, leader_lost, stream};
+use super::{
+    Hub, Member, leader_lost,
+    stream::{self, Permission},
+};
 use crate::{
     admit::{Learner, admit},
+    auth::Caller,
     context::Context,
 };
 
@@ -41,8 +46,26 @@ impl Watch for WatchService {
         let context = &self.context;
         admit(context, request.metadata(), Learner::Refuses)?;
         let leader_lost = leader_lost(context, request.metadata());
-        let responses = stream::open(&self.hub, context.clone(), request.into_inner(), leader_lost);
+        let permission = OfCaller { caller: Caller::of(&request), context: context.clone() };
+        let responses = stream::open(&self.hub, context.clone(), request.into_inner(), leader_lost, permission);
         Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+/// What the client that opened a stream may watch.
+struct OfCaller {
+    caller: Caller,
+    context: Arc<Context>,
+}
+
+impl Permission for OfCaller {
+    async fn check(&self, range: &KeyRange) -> Result<(), EtcdError> {
+        let (key, range_end): (&[u8], &[u8]) = match range {
+            KeyRange::Single(key) => (key, b""),
+            KeyRange::Span { start, end: None } => (start, b"\0"),
+            KeyRange::Span { start, end: Some(end) } => (start, end),
+        };
+        self.context.auth.require_range(&self.caller, key, range_end).await.map(|_| ())
     }
 }
 

@@ -31,11 +31,12 @@ pub(super) fn open(
     member: Arc<dyn Member>,
     requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     leader_lost: impl Future<Output = ()> + Send + 'static,
+    permission: impl Permission,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + 'static {
     let (hub, watches) = (hub.shared(), Arc::new(Watches::default()));
     let gone = CancellationToken::new();
     let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
-    tokio::spawn(receiver.run(requests, leader_lost, member.shutdown(), member.progress_interval()));
+    tokio::spawn(receiver.run(requests, leader_lost, permission, member.shutdown(), member.progress_interval()));
     let responses = Responses {
         hub,
         member,
@@ -67,6 +68,7 @@ impl Receiver {
         self,
         mut requests: impl Stream<Item = Result<WatchRequest, Status>> + Unpin,
         leader_lost: impl Future<Output = ()>,
+        permission: impl Permission,
         shutdown: CancellationToken,
         progress_interval: Duration,
     ) {
@@ -89,7 +91,7 @@ impl Receiver {
                 () = &mut leader_lost => return outbox.end(EtcdError::NoLeader.into()),
                 _ = ticks.tick() => self.hub.tick(&self.watches),
                 request = request, if open => match request {
-                    Some(Ok(request)) => self.handle(request),
+                    Some(Ok(request)) => self.handle(request, &permission).await,
                     Some(Err(status)) => return outbox.end(read_error(status)),
                     // As in etcd the watches go on.
                     None => open = false,
@@ -98,18 +100,44 @@ impl Receiver {
         }
     }
 
+    fn refuse(&self, reason: &'static str) {
+        self.watches.outbox.answer(Item::Refused { reason, revision: self.hub.history().revision() });
+    }
+
     /// (etcd: `v3rpc/watch.go`, recvLoop.)
-    fn handle(&self, request: WatchRequest) {
+    async fn handle(&self, request: WatchRequest, permission: &impl Permission) {
         match request.request_union {
             Some(Request::CreateRequest(create)) if create.start_revision < 0 => {
-                let (reason, revision) = (EtcdError::Compacted.message(), self.hub.history().revision());
-                self.watches.outbox.answer(Item::Refused { reason, revision });
+                self.refuse(EtcdError::Compacted.message());
             }
-            Some(Request::CreateRequest(create)) => self.hub.watch(&self.watches, watch(create)),
+            Some(Request::CreateRequest(create)) => {
+                let watch = watch(create);
+                match permission.check(&watch.range).await {
+                    Ok(()) => self.hub.watch(&self.watches, watch),
+                    Err(error) => self.refuse(denial(error)),
+                }
+            }
             Some(Request::CancelRequest(cancel)) => self.hub.cancel(&self.watches, cancel.watch_id),
             Some(Request::ProgressRequest(_)) => self.hub.request_progress(&self.watches),
             None => tracing::debug!("a watch request of an unknown kind is passed over"),
         }
+    }
+}
+
+/// Whether a client may watch a range. It is asked when a watch is created, and not again.
+pub(super) trait Permission: Send + Sync + 'static {
+    fn check(&self, range: &KeyRange) -> impl Future<Output = Result<(), EtcdError>> + Send;
+}
+
+/// The reason for refusing a watch, in etcd's words: with the code. (etcd: `v3rpc/watch.go`.)
+fn denial(error: EtcdError) -> &'static str {
+    match error {
+        EtcdError::InvalidAuthToken => "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        EtcdError::AuthOldRevision => {
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old"
+        }
+        EtcdError::UserEmpty => "rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+        _ => "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
     }
 }
 

@@ -148,6 +148,17 @@ impl History for TestHistory {
     }
 }
 
+/// Everyone may watch everything that does not begin with this key.
+pub const FORBIDDEN: &[u8] = b"forbidden";
+
+struct AllButForbidden;
+
+impl stream::Permission for AllButForbidden {
+    async fn check(&self, range: &KeyRange) -> Result<(), EtcdError> {
+        if range.start() == FORBIDDEN { Err(EtcdError::PermissionDenied) } else { Ok(()) }
+    }
+}
+
 /// A client's end of a stream.
 pub struct Client {
     pub requests: Option<mpsc::UnboundedSender<Result<WatchRequest, Status>>>,
@@ -162,7 +173,7 @@ impl Client {
     pub fn open_until(hub: &Hub, member: TestMember, leader_lost: impl Future<Output = ()> + Send + 'static) -> Client {
         let (requests, receiver) = mpsc::unbounded_channel();
         let receiver = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
-        let responses = Box::pin(stream::open(hub, Arc::new(member), receiver, leader_lost));
+        let responses = Box::pin(stream::open(hub, Arc::new(member), receiver, leader_lost, AllButForbidden));
         Client { requests: Some(requests), responses }
     }
 

@@ -16,7 +16,7 @@ use proto::{
 use storage::{Applier, LogEntry, Options, Payload, Store};
 
 use super::*;
-use crate::{lease::Clock, observer::Observer};
+use crate::{auth::Tokens, lease::Clock, observer::Observer};
 
 pub struct World {
     client: Client,
@@ -31,7 +31,7 @@ impl World {
     pub fn new(member: TestMember) -> World {
         let dir = tempfile::tempdir().unwrap();
         let hub = Hub::new();
-        let observer = Arc::new(Observer::new(hub.clone(), Clock::new()));
+        let observer = Arc::new(Observer::new(hub.clone(), Clock::new(), Arc::new(Tokens::None)));
         let store = Store::open(dir.path(), Options { observer, cache_bytes: 1 << 20 }).unwrap();
         hub.attach(store.clone());
         let client = Client::open(&hub, member);

@@ -51,6 +51,21 @@ async fn a_request_that_cannot_be_read_ends_the_stream() {
 }
 
 #[tokio::test]
+async fn what_may_not_be_watched_is_refused_and_the_stream_goes_on() {
+    let (hub, _) = hub_at(0);
+    let mut client = Client::open(&hub, TestMember::new());
+    client.create(WatchCreateRequest { key: FORBIDDEN.into(), ..Default::default() });
+    let refused = client.next().await;
+    assert!(refused.created && refused.canceled);
+    assert_eq!(
+        (refused.watch_id, refused.cancel_reason.as_str()),
+        (-1, "rpc error: code = PermissionDenied desc = etcdserver: permission denied")
+    );
+    client.create_all(0);
+    client.created().await;
+}
+
+#[tokio::test]
 async fn a_client_that_goes_leaves_nothing_behind() {
     let (hub, _) = hub_at(5);
     let mut client = Client::open(&hub, TestMember::new());
