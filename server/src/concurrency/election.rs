@@ -7,7 +7,6 @@ use bytes::Bytes;
 use futures::Stream;
 use proto::{
     etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse, response_op::Response as OpResponse},
-    mvccpb::KeyValue,
     v3electionpb::{
         CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
         ResignRequest, ResignResponse, election_server::Election,
@@ -17,7 +16,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller::{Caller, Local},
-    observe, queue,
+    observe,
+    place::{self, Place},
+    queue,
 };
 
 pub struct ElectionService {
@@ -38,17 +39,18 @@ impl Election for ElectionService {
         let lease = caller.session(lease).await?;
         let prefix = queue::prefix(&name);
         let key = queue::key(&prefix, lease);
-        let (header, previous, rev) = enter(&caller, &key, &value, lease).await?;
-        let mut candidacy = Candidacy { held: Some((caller.clone(), key.clone(), rev)) };
-        if previous.is_some_and(|kv| kv.value != value)
+        let entered = place::to_the_end(enter(caller.clone(), key.clone(), value.clone(), lease)).await?;
+        let Entered { mut place, header, previous } = entered;
+        let rev = place.create_revision();
+        if previous.is_some_and(|previous| previous != value)
             && let Err(status) = proclaim(&caller, &key, rev, value, lease).await
         {
-            candidacy.withdraw().await;
+            place.withdraw().await;
             return Err(status);
         }
         // A wait that fails leaves the candidate in the queue; only a client that goes away leaves it.
-        let waited = queue::wait_for_turn(&caller, &prefix, rev - 1).await;
-        candidacy.held = None;
+        let waited = place.wait_for_turn(&prefix).await;
+        place.keep();
         waited?;
         let leader = Some(LeaderKey { name, key: key.into(), rev, lease });
         Ok(Response::new(CampaignResponse { header, leader }))
@@ -81,7 +83,7 @@ impl Election for ElectionService {
         let leader = leader.ok_or_else(missing_leader)?;
         caller.session(leader.lease).await?;
         // Who does not lead any more has nothing to give up: no error.
-        let header = caller.txn(resignation(&leader.key, leader.rev)).await?.header;
+        let header = caller.txn(place::withdrawal(&leader.key, leader.rev)).await?.header;
         Ok(Response::new(ResignResponse { header }))
     }
 }
@@ -92,18 +94,19 @@ fn missing_leader() -> Status {
 
 type Header = Option<ResponseHeader>;
 
-/// Puts the candidate's key into the queue. Gives the key as it was, if it was in it already, and the revision that the
-/// key was created at.
-async fn enter(
-    caller: &Caller,
-    key: &[u8],
-    value: &Bytes,
-    lease: i64,
-) -> Result<(Header, Option<KeyValue>, i64), Status> {
+struct Entered {
+    place: Place,
+    header: Header,
+    /// The candidate's value, if it was in the queue already.
+    previous: Option<Bytes>,
+}
+
+/// Puts the candidate's key into the queue where it is not in it yet.
+async fn enter(caller: Caller, key: Vec<u8>, value: Bytes, lease: i64) -> Result<Entered, Status> {
     let txn = TxnRequest {
-        compare: vec![queue::created_at(key, 0)],
-        success: vec![queue::put_op(key, value.clone(), lease)],
-        failure: vec![queue::get_op(queue::single(key))],
+        compare: vec![queue::created_at(&key, 0)],
+        success: vec![queue::put_op(&key, value, lease)],
+        failure: vec![queue::get_op(queue::single(&key))],
     };
     let TxnResponse { header, succeeded, mut responses } = caller.txn(txn).await?;
     let previous = match responses.pop().and_then(|op| op.response) {
@@ -112,7 +115,9 @@ async fn enter(
     };
     let revision = header.as_ref().map_or(0, |header| header.revision);
     let created = previous.as_ref().map_or(revision, |kv| kv.create_revision);
-    Ok((header, previous, created))
+    // Whoever leads already does not lose it by campaigning again.
+    let place = Place::new(caller, key, created, !succeeded);
+    Ok(Entered { place, header, previous: previous.map(|kv| kv.value) })
 }
 
 /// Sets the value of a candidate's key, if it is still the one that was created at `rev`.
@@ -127,36 +132,4 @@ async fn proclaim(caller: &Caller, key: &[u8], rev: i64, value: Bytes, lease: i6
         return Err(Status::unknown("election: not leader"));
     }
     Ok(answer.header)
-}
-
-/// Deletes a candidate's key, if it is still the one that was created at `rev`.
-fn resignation(key: &[u8], rev: i64) -> TxnRequest {
-    TxnRequest { compare: vec![queue::created_at(key, rev)], success: vec![queue::delete_op(key)], failure: Vec::new() }
-}
-
-/// A key in the queue that is withdrawn when the client goes away, which drops the call.
-struct Candidacy {
-    held: Option<(Caller, Vec<u8>, i64)>,
-}
-
-impl Candidacy {
-    async fn withdraw(&mut self) {
-        if let Some((caller, key, rev)) = self.held.take() {
-            withdraw(caller, key, rev).await;
-        }
-    }
-}
-
-impl Drop for Candidacy {
-    fn drop(&mut self) {
-        if let Some((caller, key, rev)) = self.held.take() {
-            tokio::spawn(withdraw(caller, key, rev));
-        }
-    }
-}
-
-async fn withdraw(caller: Caller, key: Vec<u8>, rev: i64) {
-    if let Err(status) = caller.txn(resignation(&key, rev)).await {
-        tracing::debug!(error = status.message(), "a candidate's key stays until its lease ends");
-    }
 }

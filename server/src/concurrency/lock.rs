@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller::{Caller, Local},
+    place::{self, Place},
     queue,
 };
 
@@ -30,13 +31,10 @@ impl Lock for LockService {
         let lease = caller.session(lease).await?;
         let prefix = queue::prefix(&name);
         let key = queue::key(&prefix, lease);
-        let Queued { header, create_revision, is_first } = enqueue(&caller, &prefix, &key, lease).await?;
-        let header = if is_first {
-            header
-        } else {
-            let place = Place { held: Some((caller, key.clone())) };
-            place.wait(&prefix, create_revision).await?
-        };
+        let queued = place::to_the_end(enqueue(caller.clone(), prefix.clone(), key.clone(), lease)).await?;
+        let Queued { mut place, header, is_first } = queued;
+        let header = if is_first { header } else { wait(&caller, &mut place, &prefix).await? };
+        place.keep();
         Ok(Response::new(LockResponse { header, key: key.into() }))
     }
 
@@ -49,20 +47,19 @@ impl Lock for LockService {
 
 type Header = Option<proto::etcdserverpb::ResponseHeader>;
 
-/// A key in the queue.
 struct Queued {
+    place: Place,
     header: Header,
-    create_revision: i64,
     is_first: bool,
 }
 
 /// Puts the key into the queue where it is not in it yet, and sees who is first.
-async fn enqueue(caller: &Caller, prefix: &[u8], key: &[u8], lease: i64) -> Result<Queued, Status> {
-    let owner = queue::get_op(queue::first(prefix));
+async fn enqueue(caller: Caller, prefix: Vec<u8>, key: Vec<u8>, lease: i64) -> Result<Queued, Status> {
+    let owner = queue::get_op(queue::first(&prefix));
     let txn = TxnRequest {
-        compare: vec![queue::created_at(key, 0)],
-        success: vec![queue::put_op(key, Default::default(), lease), owner.clone()],
-        failure: vec![queue::get_op(queue::single(key)), owner],
+        compare: vec![queue::created_at(&key, 0)],
+        success: vec![queue::put_op(&key, Default::default(), lease), owner.clone()],
+        failure: vec![queue::get_op(queue::single(&key)), owner],
     };
     let answer = caller.txn(txn).await?;
     let first_created = |index: usize| match &answer.responses.get(index)?.response {
@@ -70,38 +67,21 @@ async fn enqueue(caller: &Caller, prefix: &[u8], key: &[u8], lease: i64) -> Resu
         _ => None,
     };
     let revision = answer.header.as_ref().map_or(0, |header| header.revision);
-    let create_revision = if answer.succeeded { revision } else { first_created(0).unwrap_or(revision) };
+    let is_new = answer.succeeded;
+    let create_revision = if is_new { revision } else { first_created(0).unwrap_or(revision) };
     let is_first = first_created(1).is_none_or(|owner| owner == create_revision);
-    Ok(Queued { header: answer.header, create_revision, is_first })
+    // Whoever holds the lock already does not lose it by asking again.
+    let place = Place::new(caller, key, create_revision, !is_new);
+    Ok(Queued { place, header: answer.header, is_first })
 }
 
-/// A place in the queue that is given up unless the lock is got: when the wait fails, and when the client goes away,
-/// which drops the call.
-struct Place {
-    held: Option<(Caller, Vec<u8>)>,
-}
-
-impl Place {
-    async fn wait(mut self, prefix: &[u8], create_revision: i64) -> Result<Header, Status> {
-        let (caller, key) = self.held.as_ref().expect("a place is held until the wait ends");
-        queue::wait_for_turn(caller, prefix, create_revision - 1).await?;
-        let own = caller.range(queue::single(key)).await?;
-        self.held = None;
-        if own.kvs.is_empty() {
-            // The lease has ended meanwhile, and the key with it.
-            return Err(Status::unknown("mutex: session is expired"));
-        }
-        Ok(own.header)
+/// Waits for the lock. An error gives the place up.
+async fn wait(caller: &Caller, place: &mut Place, prefix: &[u8]) -> Result<Header, Status> {
+    place.wait_for_turn(prefix).await?;
+    let own = caller.range(queue::single(place.key())).await?;
+    if own.kvs.is_empty() {
+        // The lease has ended meanwhile, and the key with it.
+        return Err(Status::unknown("mutex: session is expired"));
     }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some((caller, key)) = self.held.take() else { return };
-        tokio::spawn(async move {
-            if let Err(status) = caller.delete_range(queue::delete(&key)).await {
-                tracing::debug!(error = status.message(), "a waiter's key stays until its lease ends");
-            }
-        });
-    }
+    Ok(own.header)
 }

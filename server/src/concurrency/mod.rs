@@ -14,6 +14,7 @@ mod caller;
 mod election;
 mod lock;
 mod observe;
+mod place;
 mod queue;
 
 pub use caller::Local;

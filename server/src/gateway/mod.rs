@@ -208,12 +208,12 @@ fn deadline(timeout: Duration) -> Instant {
 }
 
 async fn before<T>(deadline: Option<Instant>, call: impl Future<Output = T>) -> Result<T, Status> {
-    let Some(deadline) = deadline else { return Ok(call.await) };
-    tokio::select! {
+    let late = || Status::deadline_exceeded("context deadline exceeded");
+    match deadline {
+        None => Ok(call.await),
         // A call that is late already is not made.
-        biased;
-        () = tokio::time::sleep_until(deadline) => Err(Status::deadline_exceeded("context deadline exceeded")),
-        answer = call => Ok(answer),
+        Some(deadline) if deadline <= Instant::now() => Err(late()),
+        Some(deadline) => tokio::time::timeout_at(deadline, call).await.map_err(|_| late()),
     }
 }
 
