@@ -10,9 +10,16 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use crate::{http, tls::Secured};
+use crate::{
+    context::Context,
+    http,
+    tls::{ClientCertificate, Secured},
+};
 
 const METHODS: HeaderValue = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
+/// etcd's text.
+const IGNORED_NAME: &str =
+    "CommonName of client sending a request against gateway will be ignored and not used as expected";
 const HEADERS: HeaderValue = HeaderValue::from_static("accept, content-type, authorization");
 
 /// A list of the command line: `*` or nothing lets all through.
@@ -44,13 +51,24 @@ pub struct Access {
     pub hosts: Allowed,
 }
 
+/// What the rules are decided by.
+pub struct Control {
+    pub access: Access,
+    pub with_gateway: bool,
+    pub ctx: Arc<Context>,
+}
+
 /// Middleware of the client listeners' HTTP endpoints.
-pub async fn control(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+pub async fn control(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
+    let access = &control.access;
     let host = host(&request);
     let is_secured = request.extensions().get::<Secured>().is_some();
     if !is_secured && !access.hosts.has(&host) {
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
         return http::error(StatusCode::MISDIRECTED_REQUEST, &misdirected(&host));
+    }
+    if control.with_gateway && is_named(&request) && control.ctx.store.is_auth_enabled() {
+        return http::error(StatusCode::BAD_REQUEST, IGNORED_NAME);
     }
     let cors = access.cors(request.headers());
     let mut response =
@@ -75,6 +93,14 @@ impl Access {
             (header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS),
         ]
     }
+}
+
+/// Whether a call of the gateway comes with a certificate whose name its sender may take for a user's.
+fn is_named(request: &Request) -> bool {
+    let path = request.uri().path();
+    let certificate = request.extensions().get::<ClientCertificate>();
+    (path.starts_with("/v3/") || path.starts_with("/v3beta/"))
+        && certificate.is_some_and(|certificate| !certificate.common_name.is_empty())
 }
 
 /// The host a request asks for, without its port.
@@ -131,6 +157,20 @@ mod tests {
         ] {
             assert_eq!(without_port(host), name, "{host}");
         }
+    }
+
+    #[test]
+    fn a_certificates_name_is_no_users_at_the_gateway() {
+        let request = |path: &str, name: Option<&str>| {
+            let mut request = Request::builder().uri(path).body(axum::body::Body::empty()).unwrap();
+            if let Some(name) = name {
+                request.extensions_mut().insert(ClientCertificate { common_name: name.into() });
+            }
+            request
+        };
+        assert!(is_named(&request("/v3/kv/put", Some("u"))) && is_named(&request("/v3beta/kv/put", Some("u"))));
+        assert!(!is_named(&request("/v3/kv/put", Some(""))) && !is_named(&request("/v3/kv/put", None)));
+        assert!(!is_named(&request("/health", Some("u"))));
     }
 
     #[test]

@@ -22,8 +22,7 @@ use tonic::Status;
 use tower::Layer as _;
 
 use crate::{
-    ETCD_VERSION,
-    access::{self, Access},
+    ETCD_VERSION, access,
     cluster::ClusterService,
     context::Context,
     corruption, debug_vars,
@@ -59,16 +58,16 @@ const READYZ: (&str, &[Check]) =
     ("readyz", &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner]);
 
 /// The endpoints on the client listeners: those of the JSON gateway, if there is one, and what gives the member's state.
-pub fn client_routes(ctx: Arc<Context>, access: Arc<Access>, gateway: Option<Router>) -> Router {
+pub fn client_routes(ctx: Arc<Context>, control: Arc<access::Control>, gateway: Option<Router>) -> Router {
     let routes = Router::new().route("/version", get(version)).route("/debug/vars", get(debug_vars));
     let routes = routes.method_not_allowed_fallback(method_not_allowed).with_state(ctx.clone());
     let routes = routes.merge(metrics_routes(ctx)).merge(gateway.unwrap_or_default());
-    routes.layer(middleware::from_fn_with_state(access, access::control))
+    routes.layer(middleware::from_fn_with_state(control, access::control))
 }
 
-/// Adds what answers a path that nobody has, to HTTP clients by the rules of `access`.
-pub fn with_not_found(routes: Router, access: Arc<Access>) -> Router {
-    let control = middleware::from_fn_with_state(access, access::control);
+/// Adds what answers a path that nobody has, to HTTP clients by the rules of `control`.
+pub fn with_not_found(routes: Router, control: Arc<access::Control>) -> Router {
+    let control = middleware::from_fn_with_state(control, access::control);
     routes.fallback_service(control.layer(not_found.into_service()))
 }
 

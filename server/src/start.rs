@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access,
     auth::{Auth, Passwords, Tokens},
     bootstrap::{self, DataDir},
     compactor,
@@ -134,7 +135,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
     let grpc = serve::grpc_routes(ctx.clone(), hub, clock).await?;
-    let access = Arc::new(config.access.clone());
+    let access = access::Control { access: config.access.clone(), with_gateway: config.json_gateway, ctx: ctx.clone() };
+    let access = Arc::new(access);
     let gateway = if config.json_gateway {
         let request_bytes_max = config.limits.max_request_bytes.saturating_add(serve::GRPC_OVERHEAD_BYTES);
         Some(gateway::routes(grpc.clone(), request_bytes_max)?)
