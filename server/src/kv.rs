@@ -27,6 +27,7 @@ use crate::{
     auth::Caller,
     checks,
     context::Context,
+    guard::answers::{self, Answers},
     quota,
 };
 
@@ -45,32 +46,41 @@ impl KvService {
         KvService { ctx }
     }
 
-    async fn read_range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+    async fn read_range(&self, request: RangeRequest, answers: Option<&Answers>) -> Result<RangeResponse, Status> {
         let is_counted_by_index = request.count_only && request.revision <= 0;
         if is_short(&request) || is_counted_by_index {
+            wait_for(answers.map(Answers::room)).await;
             self.ctx.store.range(&request).map_err(|error| self.ctx.read_error(error))
         } else {
+            let _place = wait_for(answers.map(Answers::room_for_range)).await;
             self.ctx.blocking(move |store| store.range(&request)).await
         }
     }
 
-    async fn read_txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
+    async fn read_txn(&self, request: TxnRequest, answers: Option<&Answers>) -> Result<TxnResponse, Status> {
         let compares_keys = request.compare.iter().all(|compare| compare.range_end.is_empty());
         let keys = request.compare.len() + request.success.len().max(request.failure.len());
         if compares_keys && keys <= INLINE_KEYS_MAX as usize && checks::ranges(&request).flatten().all(is_single) {
+            wait_for(answers.map(Answers::room)).await;
             self.ctx.store.read_txn(&request).map_err(|error| self.ctx.read_error(error))
         } else {
+            let _place = wait_for(answers.map(Answers::room_for_range)).await;
             self.ctx.blocking(move |store| store.read_txn(&request)).await
         }
     }
 
-    async fn read_txn_by(&self, caller: &Caller, request: TxnRequest) -> Result<TxnResponse, Status> {
+    async fn read_txn_by(
+        &self,
+        caller: &Caller,
+        request: TxnRequest,
+        answers: Option<&Answers>,
+    ) -> Result<TxnResponse, Status> {
         if !self.ctx.auth.is_enabled() {
-            return self.read_txn(request).await;
+            return self.read_txn(request, answers).await;
         }
         let checked = request.clone();
         let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_read_txn(info, &checked);
-        self.ctx.read_by(caller, check, self.read_txn(request)).await
+        self.ctx.read_by(caller, check, self.read_txn(request, answers)).await
     }
 
     fn admit_range(&self, request: &Request<RangeRequest>) -> Result<(), Status> {
@@ -83,6 +93,7 @@ impl KvService {
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         self.admit_range(&request)?;
+        let answers = answers::of(&request);
         let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         checks::range(&request)?;
         if !request.serializable {
@@ -90,9 +101,9 @@ impl Kv for KvService {
         }
         let (key, range_end) = (request.key.clone(), request.range_end.clone());
         let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_keys(info, &key, &range_end, Right::Read);
-        let mut response = self.ctx.read_by(&caller, check, self.read_range(request)).await?;
+        let mut response = self.ctx.read_by(&caller, check, self.read_range(request, answers.as_deref())).await?;
         self.ctx.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(answers::counted(response, answers.as_ref()))
     }
 
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
@@ -143,6 +154,7 @@ impl Kv for KvService {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let answers = answers::of(&request);
         let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         quota::check(&self.ctx, cost::txn(&request)).await?;
         checks::txn(&request, self.ctx.limits.max_txn_ops)?;
@@ -150,7 +162,7 @@ impl Kv for KvService {
             if !checks::is_serializable(&request) {
                 self.ctx.read_barrier().await?;
             }
-            self.read_txn_by(&caller, request).await?
+            self.read_txn_by(&caller, request, answers.as_deref()).await?
         } else {
             match self.ctx.propose_by(&caller, Op::Txn(request)).await? {
                 Outcome::Txn(response) => response,
@@ -158,7 +170,7 @@ impl Kv for KvService {
             }
         };
         self.ctx.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(answers::counted(response, answers.as_ref()))
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
@@ -180,6 +192,14 @@ impl Kv for KvService {
 
 fn is_single(request: &RangeRequest) -> bool {
     request.range_end.is_empty()
+}
+
+/// Waits for room, where there is a connection to have it.
+async fn wait_for<F: Future>(room: Option<F>) -> Option<F::Output> {
+    match room {
+        Some(room) => Some(room.await),
+        None => None,
+    }
 }
 
 /// Sorts and filters read the whole range, whatever the limit.

@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     mem::MaybeUninit,
-    net::IpAddr,
+    net::SocketAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     pin::Pin,
@@ -98,7 +98,7 @@ impl Listener {
     }
 
     /// The next connection, and the address of its other end, which a Unix socket has not.
-    pub async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+    pub async fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
@@ -106,14 +106,14 @@ impl Listener {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY");
                 }
-                Ok((Socket::Tcp(stream), Some(address.ip())))
+                Ok((Socket::Tcp(stream), Some(address)))
             }
             Kind::Unix { listener, .. } => Ok((Socket::Unix(listener.accept().await?.0), None)),
         }
     }
 }
 
-fn bind_tcp(address: std::net::SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     if reuse_port {

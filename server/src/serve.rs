@@ -1,8 +1,9 @@
 //! Listeners and connections: gRPC and HTTP on one port, told apart by their paths.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use futures::TryFutureExt as _;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -17,7 +18,7 @@ use proto::{
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
@@ -32,7 +33,11 @@ use crate::{
     concurrency::{self, ElectionService, LockService},
     config::Connections,
     context::Context,
-    guard::Guard,
+    guard::{
+        Guard,
+        answers::{self, Answers},
+        requests::RequestsLayer,
+    },
     kv::KvService,
     lease::{self, LeaseService},
     listen::{Io, Listener, Socket},
@@ -87,7 +92,7 @@ pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lea
     add(&mut routes, reflection().build_v1()?);
     add(&mut routes, reflection().build_v1alpha()?);
     let metrics = ctx.metrics.clone();
-    let routes = routes.routes().prepare().into_axum_router();
+    let routes = routes.routes().prepare().into_axum_router().layer(RequestsLayer::new(max));
     Ok(routes.layer(axum::middleware::map_response(too_large::in_etcds_words)).layer(CountLayer(metrics)))
 }
 
@@ -181,10 +186,11 @@ impl Server {
         }
     }
 
-    async fn serve(self, socket: Socket, remote: Option<IpAddr>, door: Door) {
+    async fn serve(self, socket: Socket, remote: Option<SocketAddr>, door: Door) {
         let Some(Some(accepted)) = self.stop.run_until_cancelled(door.open(socket, remote)).await else { return };
         let routes = door.routes;
         let Accepted { io, is_secured, certificate } = accepted;
+        let answers = Answers::new();
         let io = Guard::new(io, BEGIN_MAX, self.connections.ping_min_time);
         let service = hyper::service::service_fn(move |mut request: ::http::Request<hyper::body::Incoming>| {
             if is_secured {
@@ -193,7 +199,9 @@ impl Server {
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
-            hyper::service::Service::call(&TowerToHyperService::new(routes.clone()), request)
+            request.extensions_mut().insert(answers.clone());
+            let answer = hyper::service::Service::call(&TowerToHyperService::new(routes.clone()), request);
+            answer.map_ok(answers::until_sent)
         });
         let builder = self.builder();
         let connection = builder.serve_connection(TokioIo::new(io), service);
@@ -228,9 +236,10 @@ impl Server {
 
 impl Door {
     /// The connection in the way it comes in; `None` when there is no one to serve.
-    async fn open(&self, socket: Socket, remote: Option<IpAddr>) -> Option<Accepted> {
+    async fn open(&self, socket: Socket, remote: Option<SocketAddr>) -> Option<Accepted> {
         let tls = match &self.tls {
-            Some(tls) if !self.is_plain || socket.begins_with_tls().await => tls,
+            Some(tls) if !self.is_plain => tls,
+            Some(tls) if timeout(BEGIN_MAX, socket.begins_with_tls()).await.ok()? => tls,
             _ => return Some(Accepted { io: Io::Plain(socket), is_secured: false, certificate: None }),
         };
         let (stream, certificate) = tls.accept(socket, remote).await?;

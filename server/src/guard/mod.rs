@@ -4,10 +4,14 @@
 //! ```text
 //! frames.rs      HTTP/2 frame headers in a stream of bytes
 //! pings.rs       how often a client may ping
+//! requests.rs    a bound on the bytes of requests
+//! answers.rs     a bound on the bytes of answers that a client does not take
 //! ```
 
+pub mod answers;
 mod frames;
 mod pings;
+pub mod requests;
 
 use std::{
     future::Future as _,

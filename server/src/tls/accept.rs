@@ -1,6 +1,6 @@
 //! The listening end. Source: etcd, `client/pkg/transport/listener.go` (ServerConfig), `listener_tls.go`.
 
-use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig,
@@ -60,32 +60,30 @@ impl Acceptor {
     pub async fn accept<S>(
         &self,
         stream: S,
-        remote: Option<IpAddr>,
+        remote: Option<SocketAddr>,
     ) -> Option<(TlsStream<S>, Option<ClientCertificate>)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match timeout(HANDSHAKE_MAX, self.handshake(stream, remote)).await {
             Ok(Ok(accepted)) => Some(accepted),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                tracing::debug!(?remote, %error, "{}", self.rejected);
-                None
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(?remote, %error, "{}", self.rejected);
-                None
-            }
-            Err(_) => {
-                tracing::warn!(?remote, error = "the TLS handshake took too long", "{}", self.rejected);
-                None
-            }
+            // One that only looks whether the port is open.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Ok(Err(error)) => self.reject(remote, &error),
+            Err(_) => self.reject(remote, &"the TLS handshake took too long"),
         }
+    }
+
+    fn reject<T>(&self, remote: Option<SocketAddr>, error: &dyn std::fmt::Display) -> Option<T> {
+        let remote = remote.map(|remote| remote.to_string()).unwrap_or_default();
+        tracing::warn!("remote-addr" = remote, %error, "{}", self.rejected);
+        None
     }
 
     async fn handshake<S>(
         &self,
         stream: S,
-        remote: Option<IpAddr>,
+        remote: Option<SocketAddr>,
     ) -> io::Result<(TlsStream<S>, Option<ClientCertificate>)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -94,7 +92,7 @@ impl Acceptor {
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let Some(certificate) = certificate else { return Ok((stream, None)) };
         if let Some(remote) = remote.filter(|_| self.check_san) {
-            san::check(certificate, remote).await.map_err(io::Error::other)?;
+            san::check(certificate, remote.ip()).await.map_err(io::Error::other)?;
         }
         let common_name = verify::common_name(certificate);
         let identity = self.with_identity.then_some(ClientCertificate { common_name });

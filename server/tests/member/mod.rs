@@ -60,7 +60,13 @@ impl Member {
     /// Returns when it serves clients.
     pub fn start_on(dir: &Path, client: u16, peer: u16, arguments: &[&str]) -> Member {
         let mut command = command(dir, client, peer);
-        let mut process = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        command.args(arguments);
+        Member::start_command(dir, client, peer, command)
+    }
+
+    /// Like [`Member::start_on`], with a command line of the test's own.
+    pub fn start_command(dir: &Path, client: u16, peer: u16, mut command: Command) -> Member {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let (sender, log) = mpsc::channel();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -90,6 +96,13 @@ impl Member {
 
     pub fn get(&self, path: &str) -> (u16, String) {
         get(self.client, path)
+    }
+
+    /// Bytes of it that are in memory.
+    pub fn resident_bytes(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
     }
 
     pub fn process_id(&self) -> u32 {
