@@ -5,6 +5,7 @@ mod damage;
 mod differential;
 mod etcdctl;
 mod failover;
+mod flood;
 mod history;
 mod kill;
 mod load;
@@ -33,6 +34,8 @@ enum Command {
     Reconfigure(reconfigure::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
+    /// Floods a member in many ways and watches its memory and what a well-behaved client gets
+    Flood(flood::Arguments),
     /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
     Etcdctl(etcdctl::Arguments),
     /// Runs clients of five languages against a cluster with TLS while its leader is killed
@@ -46,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Kill(arguments) => kill::run(arguments).await,
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
+        Command::Flood(arguments) => flood::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
         Command::Clients(arguments) => clients::run(arguments).await,
     }

@@ -167,6 +167,11 @@ impl Node {
         self.client.url(self.target.scheme())
     }
 
+    pub fn pid(&self) -> Result<u32> {
+        let pid = self.process.as_ref().and_then(|process| process.child.id());
+        pid.with_context(|| format!("{} is not running", self.name))
+    }
+
     /// Connects on first use and again after each failure.
     pub fn channel(&self) -> Channel {
         match &self.target.tls {
@@ -276,8 +281,7 @@ impl Node {
     }
 
     fn signal(&self, signal: libc::c_int) -> Result<()> {
-        let pid = self.process.as_ref().and_then(|process| process.child.id());
-        let pid = pid.with_context(|| format!("{} is not running", self.name))?;
+        let pid = self.pid()?;
         // SAFETY: plain system call. The child has not been waited for, so the id cannot belong to another process.
         if unsafe { libc::kill(pid as libc::pid_t, signal) } != 0 {
             return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot signal {}", self.name));
