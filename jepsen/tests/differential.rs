@@ -8,7 +8,7 @@ use std::{
 
 const REQUESTS: &str = "5000";
 /// What Pintle does not have yet.
-const WITHOUT: &str = "alarms,auth,members,maintenance";
+const WITHOUT: &str = "alarms,auth,members";
 
 /// A program named by an environment variable, else the one of that name in the folders given.
 fn program(variable: &str, name: &str, folders: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {

@@ -71,6 +71,14 @@ const KNOWN: &[Known] = &[
         },
     },
     Known {
+        versions: (FIRST, Version::new(3, 6, 0)),
+        reason: "cancelling a downgrade where there is none was refused before 3.6",
+        applies: |request, etcd, pintle| {
+            matches!((request, etcd, pintle), (Request::Downgrade(_), Err(etcd), Ok(_))
+                if etcd.message == "etcdserver: no inflight downgrade job")
+        },
+    },
+    Known {
         versions: (FIRST, SORT_OPTIONS_CHECKED),
         reason: "a Range with an unknown sort order is refused since 3.6, and was answered unsorted before",
         applies: |request, _, pintle| match (request, pintle) {
