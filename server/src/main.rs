@@ -11,7 +11,7 @@
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! auth/                                        who makes a request, and what it may do; the Auth service
 //! kv.rs, watch/, lease/, maintenance.rs,
-//! cluster.rs, unimplemented.rs                 the services
+//! cluster.rs                                   the services
 //! snapshot/                                    backups as files of etcd's
 //! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft
@@ -59,7 +59,6 @@ mod snapshot;
 mod start;
 mod tls;
 mod too_large;
-mod unimplemented;
 mod urls;
 mod version;
 mod watch;
