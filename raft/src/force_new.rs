@@ -25,9 +25,8 @@ use crate::{
 /// Makes `member` the only one, unless it is. `applied` are the members that the store knows of.
 pub async fn keep_only(log: &mut Log, applied: &Roster, member: u64) -> Result<(), StartError> {
     let io = |error: std::io::Error| StartError::Io(error.to_string());
-    let Some(last) = log.end() else {
-        return Err(StartError::Config("--force-new-cluster: there is no data to begin a new cluster with".into()));
-    };
+    // Without data this is a new member like any other.
+    let Some(last) = log.end() else { return Ok(()) };
     let newest = newest_membership(log, applied).await.map_err(io)?;
     let Some(own) = newest.get_node(&member).cloned() else {
         let reason =

@@ -273,6 +273,9 @@ impl Node {
     /// A refusal by etcd's rules, or what keeps Raft from making the change; then it may be made or not.
     pub async fn change_members(&self, change: Change, policy: ChangePolicy) -> Result<Vec<Member>, ChangeError> {
         let deadline = self.deadline();
+        // Who has lost the majority does not want more members.
+        let needs_health = policy.is_strict && matches!(change, Change::AddVoter { .. } | Change::AddLearner { .. });
+        let leader_by = if needs_health { Instant::now() + 3 * self.inner.election_timeout } else { deadline };
         loop {
             let mut status = self.inner.leadership.watch();
             status.mark_unchanged();
@@ -289,7 +292,15 @@ impl Node {
                         }
                     };
                 }
-                Err(ChangeError::Raft(RaftError::NotLeader)) => self.wait_for_leader(&mut status, deadline).await?,
+                Err(ChangeError::Raft(RaftError::NotLeader)) => {
+                    match self.wait_for_leader(&mut status, leader_by).await {
+                        Ok(()) => {}
+                        Err(RaftError::NoLeader) if needs_health => {
+                            return Err(ChangeError::Refused(EtcdError::Unhealthy));
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

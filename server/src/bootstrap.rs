@@ -16,6 +16,7 @@ use std::{
 
 use crate::{
     config::Config,
+    discovery::{self, DiscoveryError},
     identity::{Identity, IdentityError, member_id},
     join::{JoinError, Joined, join},
     peer_http::PeerHttp,
@@ -44,6 +45,8 @@ pub enum BootstrapError {
     NoIdentity(PathBuf),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
     #[error(
         "{wal}: the Raft log is gone, but the store in {store} has applied {applied} entries of it; give the --wal-dir that this member had, or remove the member's data and start it anew"
     )]
@@ -58,8 +61,10 @@ pub struct DataDir {
     pub identity: Identity,
     /// Whether this member has run before.
     pub is_restart: bool,
-    /// The members of the cluster that this one is about to join.
-    pub joined: Option<Vec<raft::Member>>,
+    /// The members that the cluster begins with, this one among them, or that it has when this one joins it. None on
+    /// most restarts: the log and the store hold the membership.
+    pub members: Vec<raft::Member>,
+    pub is_joining: bool,
     pub store: PathBuf,
     pub wal: PathBuf,
     _lock: File,
@@ -74,29 +79,32 @@ impl DataDir {
         let lock = lock(&config.data_dir, &member.join("lock"))?;
         let (store, wal) = (member.join("store"), config.wal_dir.clone());
         let path = member.join("identity");
-        let mut joined = None;
-        let (identity, is_restart) = match Identity::read(&path)? {
+        let mut is_joining = false;
+        let (identity, is_restart, members) = match Identity::read(&path)? {
             Some(identity) => {
                 check(&identity, config)?;
-                (identity, true)
+                let described = initial_members(config)?;
+                let is_own = described.iter().any(|member| member.id == identity.member);
+                (identity, true, if is_own { described } else { Vec::new() })
             }
             None if is_filled(&store) || is_filled(&wal) => return Err(BootstrapError::NoIdentity(member)),
-            None if config.cluster.is_existing => {
-                let Joined { identity, members } = join(config, http).await?;
-                identity.write(&path)?;
-                joined = Some(members);
-                (identity, false)
-            }
             None => {
-                let identity = Identity::new(&config.name, &config.cluster);
-                initial_members(config)?;
+                let config = &discovery::complete(config).await?;
+                is_joining = config.cluster.is_existing;
+                let (identity, members) = match is_joining {
+                    true => {
+                        let Joined { identity, members } = join(config, http).await?;
+                        (identity, members)
+                    }
+                    false => (Identity::new(&config.name, &config.cluster), initial_members(config)?),
+                };
                 identity.write(&path)?;
-                (identity, false)
+                (identity, false, members)
             }
         };
         create(&store)?;
         create(&wal)?;
-        Ok(DataDir { identity, is_restart, joined, store, wal, _lock: lock })
+        Ok(DataDir { identity, is_restart, members, is_joining, store, wal, _lock: lock })
     }
 
     /// A store that has applied entries needs the log that they came from: what is above them, and the votes, stand
@@ -110,7 +118,7 @@ impl DataDir {
 }
 
 /// The members that the flags name, in order of ids.
-pub fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapError> {
+fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapError> {
     let member = |(name, peer_urls): (&String, &Vec<urls::Url>)| raft::Member {
         id: member_id(peer_urls, &config.cluster.token),
         name: name.clone(),

@@ -9,7 +9,9 @@ use crate::{
     auth::TokenOptions,
     compactor::Retention,
     context::Limits,
-    corruption, duration,
+    corruption,
+    discovery::{Source, registry::Registry},
+    duration,
     flags::Flags,
     gates::{GateError, Gates},
     logging::{self, Logging, LoggingError},
@@ -72,6 +74,8 @@ pub struct AuthOptions {
 pub struct InitialCluster {
     /// Peer URLs by name, this member's among them.
     pub members: BTreeMap<String, Vec<Url>>,
+    /// Where `members` are looked up first, unless the flags hold them.
+    pub source: Source,
     pub token: String,
     /// The cluster runs already, and this member joins it.
     pub is_existing: bool,
@@ -130,6 +134,14 @@ pub enum ConfigError {
     OtherUrls { name: String, cluster: String, advertised: String },
     #[error("--initial-cluster={0} has duplicate url")]
     DuplicateUrl(String),
+    #[error(
+        "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\""
+    )]
+    ConflictingBootstrap,
+    #[error("both --discovery-token and --discovery-endpoints must be set")]
+    HalfARegistry,
+    #[error("--discovery-endpoints must not contain empty endpoints")]
+    EmptyEndpoint,
     #[error("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {0}")]
     SameListener(Address),
     #[error(transparent)]
@@ -342,6 +354,11 @@ fn initial_cluster(
     is_existing: bool,
 ) -> Result<InitialCluster, ConfigError> {
     let text = flags.get("initial-cluster");
+    let source = source(flags)?;
+    let token = match &source {
+        Source::Registry(registry) => registry.token.clone(),
+        _ => flags.get("initial-cluster-token").into(),
+    };
     let members = match text {
         "" => BTreeMap::from([(name.to_string(), advertised.to_vec())]),
         _ => urls::parse_cluster(text).map_err(|reason| bad_url(flags, "initial-cluster", reason))?,
@@ -354,13 +371,54 @@ fn initial_cluster(
         let (cluster, advertised) = (urls::join(own), urls::join(advertised));
         return Err(ConfigError::OtherUrls { name: name.into(), cluster, advertised });
     }
-    let mut all: Vec<&Url> = members.values().flatten().collect();
-    all.sort();
-    if all.windows(2).any(|pair| pair[0] == pair[1]) {
+    if urls::has_duplicate(members.values().flatten()) {
         return Err(ConfigError::DuplicateUrl(text.into()));
     }
-    let is_given = flags.is_given("initial-cluster") || flags.is_given("initial-advertise-peer-urls");
-    Ok(InitialCluster { members, token: flags.get("initial-cluster-token").into(), is_existing, is_given })
+    let is_looked_up = !matches!(source, Source::Flags);
+    let is_given =
+        !is_looked_up && (flags.is_given("initial-cluster") || flags.is_given("initial-advertise-peer-urls"));
+    Ok(InitialCluster { members, source, token, is_existing, is_given })
+}
+
+/// Where the members of the cluster are named.
+fn source(flags: &Flags) -> Result<Source, ConfigError> {
+    let [domain, endpoints, token] =
+        ["discovery-srv", "discovery-endpoints", "discovery-token"].map(|flag| flags.get(flag));
+    let given = [flags.get("initial-cluster"), domain, endpoints].iter().filter(|value| !value.is_empty()).count();
+    if given > 1 {
+        return Err(ConfigError::ConflictingBootstrap);
+    }
+    if endpoints.is_empty() != token.is_empty() {
+        return Err(ConfigError::HalfARegistry);
+    }
+    if !domain.is_empty() {
+        return Ok(Source::Srv { domain: domain.into(), service: flags.get("discovery-srv-name").into() });
+    }
+    if endpoints.is_empty() {
+        return Ok(Source::Flags);
+    }
+    let endpoints: Vec<String> = endpoints.split(',').map(|endpoint| endpoint.trim().to_string()).collect();
+    if endpoints.iter().any(String::is_empty) {
+        return Err(ConfigError::EmptyEndpoint);
+    }
+    Ok(Source::Registry(Registry {
+        endpoints,
+        token: token.into(),
+        dial_timeout: time(flags, "discovery-dial-timeout")?,
+        request_timeout: time(flags, "discovery-request-timeout")?,
+        keepalive_interval: time(flags, "discovery-keepalive-time")?,
+        keepalive_timeout: time(flags, "discovery-keepalive-timeout")?,
+        user: user(flags.get("discovery-user"), flags.get("discovery-password")),
+    }))
+}
+
+/// The password may stand behind the name. (etcd asks for one on the terminal where there is none.)
+fn user(user: &str, password: &str) -> Option<(String, String)> {
+    let (name, password) = match password {
+        "" => user.split_once(':').unwrap_or((user, "")),
+        password => (user, password),
+    };
+    (!name.is_empty()).then(|| (name.into(), password.into()))
 }
 
 #[cfg(test)]
@@ -445,5 +503,18 @@ mod tests {
         assert!(refusal(&["--name=a", "--initial-cluster=a=http://127.0.0.1:3"]).contains("must name the same URLs"));
         let twice = "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:1";
         assert!(refusal(&["--name=a", advertise, twice]).contains("duplicate url"));
+    }
+
+    #[test]
+    fn members_come_from_one_place() {
+        let endpoints = "--discovery-endpoints=127.0.0.1:1,http://127.0.0.1:2";
+        assert_eq!(refusal(&[endpoints]), "both --discovery-token and --discovery-endpoints must be set");
+        assert!(refusal(&[endpoints, "--discovery-token=t", "--discovery-srv=example.org"]).starts_with("multiple"));
+        let found = config(&[endpoints, "--discovery-token=t", "--discovery-user=u:p"]).unwrap().cluster;
+        let Source::Registry(registry) = found.source else { panic!("{found:?}") };
+        assert_eq!((registry.endpoints.len(), found.token.as_str()), (2, "t"));
+        assert_eq!(registry.user, Some(("u".into(), "p".into())));
+        let found = config(&["--discovery-srv=example.org", "--discovery-srv-name=blue"]).unwrap().cluster;
+        assert!(matches!(found.source, Source::Srv { service, .. } if service == "blue"));
     }
 }

@@ -146,11 +146,11 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::urls;
+    use crate::{discovery::Source, urls};
 
     fn cluster(text: &str, token: &str) -> InitialCluster {
         let members = urls::parse_cluster(text).unwrap();
-        InitialCluster { members, token: token.into(), is_existing: false, is_given: true }
+        InitialCluster { members, source: Source::Flags, token: token.into(), is_existing: false, is_given: true }
     }
 
     /// Figures: etcd 3.5.30 started with these flags.

@@ -4,7 +4,8 @@
 //! flags.rs, config_file.rs, gates.rs,
 //! duration.rs, urls.rs, config.rs              what the command line means
 //! logging.rs, metrics.rs, rpc_count.rs         what the process tells
-//! bootstrap.rs, identity.rs, join.rs           the data directory, and whose it is
+//! bootstrap.rs, identity.rs                    the data directory, and whose it is
+//! discovery/, join.rs                          who the other members are: of a new cluster, of one that runs
 //! start.rs                                     store, Raft node and services put together; the end in order
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
@@ -36,6 +37,7 @@ mod config_file;
 mod context;
 mod corruption;
 mod debug_vars;
+mod discovery;
 mod duration;
 mod flags;
 mod gates;

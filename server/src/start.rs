@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access,
     auth::{Auth, Passwords, Tokens},
-    bootstrap::{self, DataDir},
+    bootstrap::DataDir,
     compactor,
     config::{Config, Listen},
     context::{Context, Fatal},
@@ -102,7 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     hub.attach(store.clone());
     let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
     metrics.show_gates(&config.gates)?;
-    let node_config = node_config(&config, &dir, &metrics, &tls)?;
+    let node_config = node_config(&config, &dir, &metrics, &tls);
     let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
     let passwords = Passwords::new(config.auth.bcrypt_cost);
     let auth = Auth::new(store.clone(), node.clone(), tokens, passwords, config.auth.trusts_certificates);
@@ -221,21 +221,12 @@ async fn open_store(dir: &DataDir, observer: Observer) -> anyhow::Result<Store> 
     Ok(store)
 }
 
-fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls) -> anyhow::Result<raft::Config> {
-    let initial_members = match &dir.joined {
-        Some(members) => members.clone(),
-        None => {
-            // On a restart the log and the store hold the membership, and the flags need not.
-            let described = bootstrap::initial_members(config)?;
-            let is_own = described.iter().any(|member| member.id == dir.identity.member);
-            if is_own { described } else { Vec::new() }
-        }
-    };
-    Ok(raft::Config {
+fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls) -> raft::Config {
+    raft::Config {
         member: dir.identity.member,
         cluster: dir.identity.cluster,
-        initial_members,
-        is_joining: dir.joined.is_some(),
+        initial_members: dir.members.clone(),
+        is_joining: dir.is_joining,
         force_new_cluster: config.force_new_cluster,
         data_dir: config.data_dir.clone(),
         wal_dir: dir.wal.clone(),
@@ -247,7 +238,7 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls
             Arc::new(move |took| metrics.log_syncs.observe(took.as_secs_f64()))
         },
         connect: Arc::new(tls::dial::ForRaft(tls.dialer.clone())),
-    })
+    }
 }
 
 /// Waits until this member has applied all that is committed, and the cluster knows its name and client URLs, as etcd

@@ -187,6 +187,12 @@ pub fn join(urls: &[Url]) -> String {
     to_strings(urls).join(",")
 }
 
+pub fn has_duplicate<'a>(urls: impl IntoIterator<Item = &'a Url>) -> bool {
+    let mut all: Vec<&Url> = urls.into_iter().collect();
+    all.sort();
+    all.windows(2).any(|pair| pair[0] == pair[1])
+}
+
 /// `name=url,…`: a name may come several times, once for each of its URLs.
 pub fn parse_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, UrlError> {
     let mut members: BTreeMap<String, Vec<Url>> = BTreeMap::new();

@@ -132,7 +132,13 @@ async fn a_learner_is_promoted_when_it_is_in_step() {
     assert_eq!(on_learner.range(read(true)).await.unwrap().into_inner().count, 1);
     let refused = on_learner.range(read(false)).await.unwrap_err();
     assert_eq!(refused.message(), "etcdserver: rpc not supported for learner");
-    let promoted = cluster(&a).await.member_promote(promote).await.unwrap().into_inner();
+    let promoted = loop {
+        match cluster(&a).await.member_promote(promote).await {
+            Ok(promoted) => break promoted.into_inner(),
+            // The leader has not heard yet how far it is.
+            Err(status) => assert!(status.message().contains("in sync with leader"), "{status}"),
+        }
+    };
     assert!(promoted.members.iter().all(|member| !member.is_learner));
     let again = cluster(&a).await.member_promote(promote).await.unwrap_err();
     assert_eq!(again.message(), "etcdserver: can only promote a learner member");
@@ -179,4 +185,59 @@ async fn who_joins_has_to_describe_the_cluster_as_it_is() {
     add(&a, nobody, false).await.unwrap();
     let text = join(&[("a", peer_a), ("b", peer_b)]);
     assert!(text.contains("PeerURLs: no match found for existing member"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_a_lost_cluster_is_a_cluster_again() {
+    let [dir_a, dir_b] = dirs();
+    let [client_a, peer_a, client_b, peer_b] = free_ports();
+    let a = Member::start_on(dir_a.path(), client_a, peer_a, &["--name=a"]);
+    add(&a, peer_b, false).await.unwrap();
+    let b = start(&dir_b, client_b, peer_b, &joining("b", &[("a", peer_a), ("b", peer_b)]));
+    a.wait_for_log("votes now");
+    put(&b, "x").await;
+    let id = cluster(&a).await.member_list(MemberListRequest::default()).await.unwrap().into_inner().header.unwrap();
+    b.signal(libc::SIGKILL);
+    b.exit_code();
+    a.signal(libc::SIGKILL);
+    a.exit_code();
+    let a = Member::start_on(dir_a.path(), client_a, peer_a, &["--name=a", "--force-new-cluster"]);
+    assert_eq!(count(&a).await, 1);
+    let alone = cluster(&a).await.member_list(MemberListRequest { linearizable: true }).await.unwrap().into_inner();
+    assert_eq!((alone.members.len(), alone.header.unwrap().cluster_id), (1, id.cluster_id));
+    put(&a, "y").await;
+    let (code, text) = refusal(command(dir_b.path(), client_b, peer_b).args(joining("b", &[("b", peer_b)])));
+    assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_find_each_other_in_a_registry() {
+    let [registry_dir, dir_a, dir_b] = dirs();
+    let registry = Member::start(registry_dir.path(), &[]);
+    let mut client = KvClient::connect(registry.endpoint()).await.unwrap();
+    let size = PutRequest { key: "/_etcd/registry/tok/_config/size".into(), value: "2".into(), ..Default::default() };
+    let endpoint = registry.endpoint();
+    let flags = |name: &str| {
+        [format!("--name={name}"), format!("--discovery-endpoints={endpoint}"), "--discovery-token=tok".into()]
+    };
+    let [client_a, peer_a, client_b, peer_b, client_c, peer_c] = free_ports();
+    let (code, text) = refusal(command(dir_a.path(), client_a, peer_a).args(flags("a")));
+    assert!(code == 1 && text.contains("discovery: size key not found"), "{text}");
+    client.put(size).await.unwrap();
+    let dir = dir_a.path().to_path_buf();
+    let flags_a = flags("a");
+    let a =
+        std::thread::spawn(move || Member::start_on(&dir, client_a, peer_a, &flags_a.each_ref().map(String::as_str)));
+    let b = start(&dir_b, client_b, peer_b, &flags("b"));
+    let a = a.join().unwrap();
+    put(&a, "x").await;
+    assert_eq!(count(&b).await, 1);
+    let dir_c = tempfile::tempdir().unwrap();
+    let (code, text) = refusal(command(dir_c.path(), client_c, peer_c).args(flags("c")));
+    assert!(code == 1 && text.contains("discovery: cluster is full"), "{text}");
+    // Who has data looks no more.
+    registry.stop();
+    assert_eq!(b.stop(), Some(0));
+    let b = start(&dir_b, client_b, peer_b, &flags("b"));
+    assert_eq!(count(&b).await, 1);
 }
