@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures::StreamExt as _;
 use harness::{Cluster, ELECTION, put, put_on, value};
 use prost::Message;
 use proto::{
@@ -228,6 +230,27 @@ async fn a_dead_member_is_replaced_and_all_members_crash_meanwhile() {
     let hashes: BTreeSet<u32> =
         [survivors[0], new].iter().map(|i| cluster.store(*i).hash_kv(revision).unwrap().hash).collect();
     assert_eq!(hashes.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_joins_late_gets_a_snapshot() {
+    let mut cluster = start(1).await;
+    put_on(cluster.node(0), "first", "1").await;
+    // More than what is kept of the log once the store has been flushed.
+    let value_bytes = Bytes::from(vec![7; 8 << 10]);
+    let node = cluster.node(0).clone();
+    let puts = (0..12_000).map(|i| {
+        let (node, command) = (node.clone(), put(&format!("key {}", i % 500), value_bytes.clone()));
+        async move { node.propose(command).await.unwrap() }
+    });
+    futures::stream::iter(puts).buffer_unordered(256).for_each(|_| async {}).await;
+    let new = grow(&mut cluster, 0).await;
+    settled(&cluster, &[0, new]).await;
+    assert_eq!(value(cluster.store(new), "first").unwrap(), "1");
+    let revision = cluster.store(0).revision();
+    let hash = |i: usize| cluster.store(i).hash_kv(revision).unwrap().hash;
+    assert_eq!(hash(new), hash(0));
+    assert_eq!(cluster.node(new).members(), cluster.node(0).members());
 }
 
 #[tokio::test(flavor = "multi_thread")]

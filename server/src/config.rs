@@ -409,6 +409,7 @@ fn source(flags: &Flags) -> Result<Source, ConfigError> {
         keepalive_interval: time(flags, "discovery-keepalive-time")?,
         keepalive_timeout: time(flags, "discovery-keepalive-timeout")?,
         user: user(flags.get("discovery-user"), flags.get("discovery-password")),
+        tls: tls::Settings::discovery(flags)?,
     }))
 }
 

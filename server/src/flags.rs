@@ -130,6 +130,11 @@ flags! {
     Value Taken "discovery-request-timeout" = "5s", "for an answer of --discovery-endpoints";
     Value Taken "discovery-keepalive-time" = "2s", "between two pings to --discovery-endpoints";
     Value Taken "discovery-keepalive-timeout" = "6s", "for the answer to such a ping";
+    Bool  Taken "discovery-insecure-transport" = "true", "reach --discovery-endpoints without TLS, unless a certificate is given";
+    Bool  Taken "discovery-insecure-skip-tls-verify" = "false", "do not verify the certificate of --discovery-endpoints";
+    Value Taken "discovery-cert" = "", "certificate to show to --discovery-endpoints";
+    Value Taken "discovery-key" = "", "key of --discovery-cert";
+    Value Taken "discovery-cacert" = "", "whose certificates of --discovery-endpoints are taken";
     Bool  Taken "force-new-cluster" = "false", "go on alone with the data there is: all other members are removed";
     Value Taken "max-learners" = "1", "learners that the cluster may have at once";
     Bool  Taken "version" = "false", "print the version and exit";
@@ -157,17 +162,12 @@ flags! {
     Bool  NoMeaning "enable-pprof" = "false", "";
 
     Value Missing "discovery" = "", "";
-    Value Missing "discovery-cert" = "", "";
-    Value Missing "discovery-key" = "", "";
-    Value Missing "discovery-cacert" = "", "";
     Value Missing "discovery-proxy" = "", "";
     Bool  Missing "enable-distributed-tracing" = "false", "";
     Value Missing "distributed-tracing-address" = "localhost:4317", "";
     Value Missing "distributed-tracing-service-name" = "etcd", "";
     Value Missing "distributed-tracing-instance-id" = "", "";
     Value Missing "distributed-tracing-sampling-rate" = "0", "";
-    Bool  Missing "discovery-insecure-transport" = "true", "";
-    Bool  Missing "discovery-insecure-skip-tls-verify" = "false", "";
     Value Missing "discovery-fallback" = "exit", "";
 }
 

@@ -8,8 +8,9 @@
 //! The first so many to register make the cluster; each waits until there are as many.
 //! Source: etcd, `server/etcdserver/api/v3discovery/discovery.go`.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use proto::{
     MemberId,
     etcdserverpb::{
@@ -24,7 +25,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{identity, urls::Url};
+use crate::{
+    identity,
+    tls::{self, Dialer, TlsError},
+    urls::Url,
+};
 
 /// The pause behind a failure doubles this often.
 const DOUBLINGS_MAX: u32 = 8;
@@ -40,12 +45,14 @@ pub struct Registry {
     pub keepalive_timeout: Duration,
     /// Name and password.
     pub user: Option<(String, String)>,
+    /// None: without TLS.
+    pub tls: Option<tls::Settings>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("--discovery-endpoints={0}: this is no URL")]
-    Endpoint(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("discovery: size key is bad")]
     BadSize,
     #[error("discovery: size key not found: put the number of members into {0}")]
@@ -100,20 +107,36 @@ impl Registry {
         }
     }
 
+    /// A connection to the first of the endpoints that can be reached; what has no scheme goes by the flags.
     fn channel(&self) -> Result<Channel, RegistryError> {
-        let endpoint = |text: &String| {
-            let url = if text.contains("://") { text.clone() } else { format!("http://{text}") };
-            let endpoint = Endpoint::from_shared(url).map_err(|_| RegistryError::Endpoint(text.clone()))?;
-            Ok(endpoint
-                .connect_timeout(self.dial_timeout)
-                .http2_keep_alive_interval(self.keepalive_interval)
-                .keep_alive_timeout(self.keepalive_timeout))
-        };
-        let endpoints: Vec<Endpoint> = self.endpoints.iter().map(endpoint).collect::<Result<_, RegistryError>>()?;
-        Ok(match endpoints.as_slice() {
-            [one] => one.connect_lazy(),
-            _ => Channel::balance_list(endpoints.into_iter()),
-        })
+        let dialer = self.tls.as_ref().map(|tls| Dialer::new(tls, tls.pair.as_ref())).transpose()?;
+        let dialer = Arc::new(dialer.unwrap_or_else(Dialer::plain));
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let url = |text: &String| if text.contains("://") { text.clone() } else { format!("{scheme}://{text}") };
+        let urls: Arc<[String]> = self.endpoints.iter().map(url).collect();
+        let dial_timeout = self.dial_timeout;
+        let connect = tower::service_fn(move |_| {
+            let (urls, dialer) = (urls.clone(), dialer.clone());
+            async move {
+                let mut failure = io::Error::from(io::ErrorKind::NotFound);
+                for url in urls.iter() {
+                    let connected = tokio::time::timeout(dial_timeout, dialer.connect(url)).await;
+                    match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                        Ok(stream) => return Ok(TokioIo::new(stream)),
+                        Err(error) => {
+                            tracing::warn!(url, %error, "cannot connect to the registry");
+                            failure = error;
+                        }
+                    }
+                }
+                Err(failure)
+            }
+        });
+        // Who is called is the connector's to decide; this is the name in the calls.
+        let endpoint = Endpoint::from_static("http://registry")
+            .http2_keep_alive_interval(self.keepalive_interval)
+            .keep_alive_timeout(self.keepalive_timeout);
+        Ok(endpoint.connect_with_connector_lazy(connect))
     }
 
     fn size_key(&self) -> String {

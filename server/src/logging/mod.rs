@@ -104,7 +104,8 @@ impl From<&str> for Output {
 }
 
 /// openraft says at each attempt that a member did not answer, several times a second; `raft` says it once.
-const REPETITIVE: [(&str, LevelFilter); 3] = [
+const REPETITIVE: [(&str, LevelFilter); 4] = [
+    ("openraft::engine::handler::replication_handler", LevelFilter::ERROR),
     ("openraft::replication", LevelFilter::ERROR),
     ("openraft::core::heartbeat", LevelFilter::ERROR),
     ("openraft::core::raft_core", LevelFilter::ERROR),

@@ -47,8 +47,7 @@ impl Dialer {
         Ok(Dialer { config, server_name: settings.server_name.clone() })
     }
 
-    /// One for tests, which has no certificates.
-    #[cfg(test)]
+    /// Without TLS.
     pub fn plain() -> Dialer {
         Dialer { config: None, server_name: None }
     }
@@ -114,5 +113,8 @@ fn client_config(settings: &Settings, shown: Option<&Pair>) -> Result<ClientConf
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
+    if settings.asks_for_http2 {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+    }
     Ok(config)
 }

@@ -46,6 +46,8 @@ pub struct Settings {
     pub auto: Option<Auto>,
     /// Whether a listener takes TLS.
     pub listens: bool,
+    /// Only HTTP/2 is spoken to others.
+    pub asks_for_http2: bool,
     pub protocol: Protocol,
 }
 
@@ -66,6 +68,8 @@ pub enum SettingsError {
         "ClientKeyFile and ClientCertFile must both be present or both absent: key: {key}, cert: {cert}]: give --{prefix}client-cert-file and --{prefix}client-key-file"
     )]
     HalfClientPair { prefix: &'static str, cert: String, key: String },
+    #[error("--discovery-cert and --discovery-key must both be given, or neither")]
+    HalfDiscoveryPair,
     #[error("AllowedCNs and AllowedHostnames are mutually exclusive (cns={names:?}, hostnames={hosts:?})")]
     TwoKindsAllowed { names: Vec<String>, hosts: Vec<String> },
     #[error("TLS key/cert (--cert-file, --key-file) must be provided for client url {0} with HTTPS scheme")]
@@ -119,6 +123,31 @@ impl Settings {
         Settings { server_name, ..settings }.check(listen)
     }
 
+    /// For the registry of `--discovery-endpoints`; none where it is reached without TLS. A certificate that is not to
+    /// be verified is what [`Auto`] stands for, too.
+    pub fn discovery(flags: &Flags) -> Result<Option<Settings>, SettingsError> {
+        let pair = match (path(flags, "discovery-cert"), path(flags, "discovery-key")) {
+            (Some(cert), Some(key)) => Some(Pair { cert, key }),
+            (None, None) => None,
+            _ => return Err(SettingsError::HalfDiscoveryPair),
+        };
+        let trusted_ca_file = path(flags, "discovery-cacert");
+        if pair.is_none() && trusted_ca_file.is_none() && flags.is_true("discovery-insecure-transport") {
+            return Ok(None);
+        }
+        let is_unverified = flags.is_true("discovery-insecure-skip-tls-verify");
+        Ok(Some(Settings {
+            pair,
+            client_pair: None,
+            trusted_ca_file,
+            crl_file: None,
+            client_cert_auth: false,
+            auto: is_unverified.then(|| Auto { hosts: Vec::new(), validity_years: 1 }),
+            asks_for_http2: true,
+            ..Settings::read(flags, Side::Client, false)?
+        }))
+    }
+
     /// The flags that both sides have.
     fn read(flags: &Flags, side: Side, is_auto: bool) -> Result<Settings, SettingsError> {
         let names: [&'static str; 7] = match side {
@@ -169,6 +198,7 @@ impl Settings {
             server_name: None,
             auto: is_auto.then_some(auto),
             listens: false,
+            asks_for_http2: false,
             protocol,
         })
     }
