@@ -12,7 +12,8 @@
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! auth/                                        who makes a request, and what it may do; the Auth service
 //! kv.rs, watch/, lease/, maintenance.rs,
-//! cluster.rs                                   the services
+//! cluster.rs, concurrency/                     the services
+//! gateway/, access.rs, debug_vars.rs           the services in JSON; who may use HTTP; the process's variables
 //! snapshot/                                    backups as files of etcd's
 //! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft

@@ -274,3 +274,38 @@ fn the_process_tells_its_variables() {
     assert_eq!(vars["raft.status"]["id"], vars["raft.status"]["lead"]);
     assert_eq!(post(&member, "/debug/vars", "").code, 405);
 }
+
+#[test]
+fn a_token_is_the_callers_in_json_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &["--bcrypt-cost=4"]);
+    for (path, body) in [
+        ("/v3/auth/user/add", r#"{"name":"root","password":"r"}"#),
+        ("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#),
+        ("/v3/auth/user/add", r#"{"name":"u","password":"p"}"#),
+        ("/v3/auth/role/add", r#"{"name":"jobs"}"#),
+        // From "job/" to "job0": what the lock "job" is made of.
+        (
+            "/v3/auth/role/grant",
+            r#"{"name":"jobs","perm":{"permType":"READWRITE","key":"am9iLw==","range_end":"am9iMA=="}}"#,
+        ),
+        ("/v3/auth/user/grant", r#"{"user":"u","role":"jobs"}"#),
+        ("/v3/auth/enable", ""),
+    ] {
+        let answer = post(&member, path, body);
+        // The role root need not be made.
+        assert_eq!(answer.code, 200, "{path} {}", answer.body);
+    }
+    let nobody = post(&member, "/v3/lock/lock", r#"{"name":"am9i"}"#);
+    assert!(nobody.code != 200 && nobody.body.contains("user name is empty"), "{}", nobody.body);
+    let token = post(&member, "/v3/auth/authenticate", r#"{"name":"u","password":"p"}"#).json();
+    let token = format!("Authorization: {}", token["token"].as_str().unwrap());
+    let lock = |name| request(&member, "POST", "/v3/lock/lock", &[&token], &json!({ "name": name }).to_string());
+    let own = lock("am9i");
+    assert_eq!(own.code, 200, "{}", own.body);
+    let other = lock("b3RoZXI=");
+    assert!(other.code != 200 && other.body.contains("permission denied"), "{}", other.body);
+    let wrong = request(&member, "POST", "/v3/kv/range", &["Authorization: none"], r#"{"key":"Zm9v"}"#);
+    assert_eq!(wrong.code, 401);
+    assert!(wrong.head.contains("www-authenticate: etcdserver: invalid auth token"), "{}", wrong.head);
+}
