@@ -172,7 +172,8 @@ impl Gateway {
             Ok((first, responses))
         };
         match opened.await {
-            Ok((None, _)) => answer::stream(Body::empty()),
+            // Without a message there is no header to pass on.
+            Ok((None, _)) => StatusCode::OK.into_response(),
             Ok((Some(first), responses)) => {
                 let first = futures::stream::iter([answer::part(&first)]);
                 let parts = first.chain(rest(responses, deadline)).map(Ok::<Bytes, std::convert::Infallible>);
