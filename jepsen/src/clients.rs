@@ -3,7 +3,7 @@
 //! Each program in `jepsen/clients` is made from packages by name, with the language's own tools. It runs the same
 //! scenario: puts, transactions, leases, then writes with a watch, locks and a kept lease all at once, then elections.
 //! It prints a JSON line for each step and exits with 1 at the first violation. When it says that the load has begun,
-//! the leader is killed.
+//! the leader is killed, and comes back under it.
 
 use std::{
     fs,
@@ -31,6 +31,8 @@ use crate::{
 const BEYOND_THE_LOAD: Duration = Duration::from_secs(180);
 /// After the load has begun: the leader then dies under it.
 const LOAD_BEFORE_THE_KILL: Duration = Duration::from_secs(3);
+/// How long the dead leader stays away.
+const DOWN: Duration = Duration::from_secs(4);
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 
 #[derive(clap::Args)]
@@ -42,7 +44,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', default_values = ["go", "python", "node", "java", "rust"])]
     only: Vec<Language>,
     /// How long each program's load lasts
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(10..=3600))]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(15..=3600))]
     seconds: u32,
     /// Where the programs are made, so that the next run need not make them again
     #[arg(long)]
@@ -121,7 +123,6 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         let loaded = loaded.inspect_err(|_| eprintln!("{}", cluster.log_tails()))?;
         let (writes, events, locked) = (&loaded["writes"], &loaded["events"], &loaded["locked"]);
         println!("{:<24} {writes} writes, {events} events, {locked} under the lock: ok", language.package());
-        cluster.start_stopped().await?;
     }
     check_hashes(&cluster).await
 }
@@ -205,14 +206,12 @@ async fn kill_leader(cluster: &mut Cluster) -> Result<()> {
     let leader = failover::leader(&cluster.nodes).await?;
     let killed = cluster.nodes[leader].kill()?;
     cluster.nodes[leader].exited().await?;
-    let survivors = failover::leader(&cluster.nodes).await?;
-    eprintln!(
-        "{} killed; {} leads after {:?}",
-        cluster.nodes[leader].name(),
-        cluster.nodes[survivors].name(),
-        killed.elapsed()
-    );
-    Ok(())
+    let next = failover::leader(&cluster.nodes).await?;
+    let (dead, next) = (cluster.nodes[leader].name(), cluster.nodes[next].name());
+    println!("{dead} killed; {next} leads after {:?}", killed.elapsed());
+    // A delay: the clients are to go on without it.
+    sleep(DOWN).await;
+    cluster.start_stopped().await
 }
 
 /// All members hold the same.
