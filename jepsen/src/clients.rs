@@ -155,7 +155,12 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            fs::copy(entry.path(), target)?;
+            // What has not changed keeps its time, and is not made again.
+            let source = fs::read(entry.path())?;
+            if fs::read(&target).is_ok_and(|there| there == source) {
+                continue;
+            }
+            fs::write(target, source)?;
         }
     }
     Ok(())

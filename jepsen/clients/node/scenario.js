@@ -193,7 +193,8 @@ async function elections(client, name) {
   await first.campaign.resign();
   await bounded(second.elected, 'the second campaign', MINUTE);
   await bounded(became('second'), 'the second leader to be observed');
-  await observer.cancel();
+  // Not waited for: an observer that has just seen a new leader does not notice it, and never ends.
+  observer.cancel().catch(() => {});
   await second.campaign.resign();
   step('elections');
 }
