@@ -24,7 +24,7 @@ use super::{
     etcd::{self, WriteError},
     file,
 };
-use crate::{ETCD_STORAGE_VERSION, context::Context};
+use crate::{context::Context, version};
 
 /// Backups that are made or sent at a time: each has a file as large as the store. Others wait.
 const AT_A_TIME: usize = 2;
@@ -88,11 +88,13 @@ async fn send(
     let _place = ctx.snapshots.places.acquire().await.map_err(|_| EtcdError::Stopped)?;
     let begin = Instant::now();
     let (store, folder) = (ctx.store.clone(), ctx.snapshots.folder.clone());
-    let made = tokio::task::spawn_blocking(move || make(&store, &folder, unwanted)).await;
+    let storage_version = version::storage_text(&store);
+    let version = storage_version.clone();
+    let made = tokio::task::spawn_blocking(move || make(&store, &version, &folder, unwanted)).await;
     let (file, total) = made.map_err(|_| EtcdError::Stopped)?.map_err(|error| failed(ctx, error))?;
-    tracing::info!(total_bytes = total, storage_version = ETCD_STORAGE_VERSION, "sending database snapshot to client");
+    tracing::info!(total_bytes = total, storage_version, "sending database snapshot to client");
     let part = |blob, remaining_bytes| {
-        let part = SnapshotResponse { header: None, remaining_bytes, blob, version: ETCD_STORAGE_VERSION.into() };
+        let part = SnapshotResponse { header: None, remaining_bytes, blob, version: storage_version.clone() };
         async {
             match tokio::time::timeout(STALLED_MAX, parts.send(part)).await {
                 Ok(Ok(())) => Ok(()),
@@ -121,9 +123,14 @@ async fn send(
 }
 
 /// The file and its length.
-fn make(store: &Store, folder: &Path, unwanted: CancellationToken) -> Result<(File, u64), WriteError> {
+fn make(
+    store: &Store,
+    storage_version: &str,
+    folder: &Path,
+    unwanted: CancellationToken,
+) -> Result<(File, u64), WriteError> {
     let out = file::create(folder, unwanted)?;
-    let (out, total) = store.export(|state| etcd::write(state, ETCD_STORAGE_VERSION, out))?;
+    let (out, total) = store.export(|state| etcd::write(state, storage_version, out))?;
     Ok((file::finish(out)?, total))
 }
 
