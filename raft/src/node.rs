@@ -324,7 +324,10 @@ impl Node {
         let answer = timeout_at(deadline, call).await.map_err(|_| RaftError::Timeout)?;
         let answer = answer.map_err(|status| {
             tracing::debug!(%status, "the leader did not say what became of a change of the membership");
-            RaftError::LeaderChanged
+            match status.code() {
+                tonic::Code::DeadlineExceeded => RaftError::Timeout,
+                _ => RaftError::LeaderChanged,
+            }
         })?;
         match answer.into_inner().result {
             Some(Answer::Index(index)) => Ok(index),

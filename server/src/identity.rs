@@ -168,6 +168,14 @@ mod tests {
         assert!(a.cluster == b.cluster && b.cluster == c.cluster);
     }
 
+    /// Figures: etcd 3.5.30, which logged these ids in these seconds.
+    #[test]
+    fn ids_of_added_members_are_etcds() {
+        let id = |url: &str, seconds| added_member_id(&Url::parse_list(url).unwrap(), seconds).to_string();
+        assert_eq!(id("http://127.0.0.1:22103", 1_795_261_915), "75ea9d3d41de2f82");
+        assert_eq!(id("http://127.0.0.1:22105", 1_795_261_926), "f62286a1943837ce");
+    }
+
     #[test]
     fn the_file_holds_the_identity() {
         let dir = tempfile::tempdir().unwrap();

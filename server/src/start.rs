@@ -85,7 +85,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let dialer = Tls::open(&config, false)?.dialer;
     let listeners = Listeners::bind(&config)?;
     let connections_max = listen::connections_max()?;
-    let dir = DataDir::open(&config, &PeerHttp::new(dialer)).await?;
+    let peer_http = PeerHttp::new(dialer);
+    // Looking for the other members may take for ever.
+    let dir = tokio::select! {
+        dir = DataDir::open(&config, &peer_http) => dir?,
+        signal = signals.next() => {
+            tracing::info!(signal, "received a signal before the other members were found; stopping");
+            return Ok(());
+        }
+    };
     let tls = Tls::open(&config, true)?;
     tracing::info!(
         local_member_id = %dir.identity.member,

@@ -2,6 +2,11 @@
 
 mod member;
 
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+};
+
 use member::{Member, command, free_ports, get, refusal};
 use proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
@@ -224,6 +229,13 @@ async fn members_find_each_other_in_a_registry() {
     let (code, text) = refusal(command(dir_a.path(), client_a, peer_a).args(flags("a")));
     assert!(code == 1 && text.contains("discovery: size key not found"), "{text}");
     client.put(size).await.unwrap();
+    // Who waits for the others can be stopped, and goes on another time.
+    let mut waiting = command(dir_a.path(), client_a, peer_a).args(flags("a")).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(waiting.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(log.any(|line| line.contains("waiting for members in the registry")));
+    // SAFETY: the process is a child that has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(waiting.id() as i32, libc::SIGTERM) }, 0);
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
     let dir = dir_a.path().to_path_buf();
     let flags_a = flags("a");
     let a =

@@ -159,6 +159,7 @@ impl peer_server::Peer for PeerService {
             Ok(index) => Answer::Index(index),
             Err(ChangeError::Refused(error)) => Answer::Refused(error.into()),
             Err(ChangeError::Raft(RaftError::NotLeader)) => Answer::NotLeader(NotLeader {}),
+            Err(ChangeError::Raft(RaftError::Timeout)) => return Err(Status::deadline_exceeded("no majority in time")),
             Err(ChangeError::Raft(error)) => return Err(unavailable(error)),
         };
         Ok(Response::new(peer::ChangeMembersResponse { result: Some(answer) }))
