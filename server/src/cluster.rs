@@ -69,9 +69,10 @@ impl Cluster for ClusterService {
 
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
+        let caller = self.ctx.auth.caller(&request);
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_urls = checked(&peer_ur_ls)?;
+        self.ctx.auth.require_admin(&caller).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let id = identity::added_member_id(&peer_urls, now);
         let peer_urls = urls::to_strings(&peer_urls);

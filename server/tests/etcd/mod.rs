@@ -1,5 +1,7 @@
 //! The real etcd and its tools, which `script/setup --test` brings.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -42,6 +44,31 @@ pub fn etcdutl(arguments: &[&str]) -> String {
 }
 
 impl Etcd {
+    /// Starts a single member in `dir`.
+    pub fn start(dir: &Path, arguments: &[&str]) -> Etcd {
+        let [client, peer] = free_ports();
+        let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let mut command = tool("etcd");
+        command.args([
+            "--name",
+            "n",
+            "--initial-cluster",
+            &format!("n={peer_url}"),
+            "--data-dir",
+            dir.to_str().unwrap(),
+        ]);
+        command.args(["--initial-advertise-peer-urls", &peer_url, "--listen-peer-urls", &peer_url]);
+        command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
+        let process = command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let etcd = Etcd { client, process };
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    pub fn client(&self) -> u16 {
+        self.client
+    }
+
     /// Restores a backup into `dir` and starts an etcd there.
     pub fn restore(backup: &Path, dir: &Path) -> Etcd {
         let [client, peer] = free_ports();

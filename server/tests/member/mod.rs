@@ -174,3 +174,21 @@ pub fn get(port: u16, path: &str) -> (u16, String) {
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     (code, body.into())
 }
+
+/// HTTP/1.1 POST, with whole header lines: code and body.
+pub fn post(port: u16, path: &str, headers: &[String], body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, body.into())
+}
