@@ -10,6 +10,7 @@
 //!  ├ force_new.rs                   a cluster of one, when the majority is lost
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
 //!  ├ members.rs                     who they are
+//!  ├ meter.rs                       what is told to metrics
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
 //!  └ network/                       peers, replication, snapshots
@@ -27,6 +28,7 @@ mod force_new;
 mod log;
 mod members;
 mod membership;
+mod meter;
 mod network;
 mod node;
 mod propose;
@@ -45,6 +47,7 @@ use proto::{ClusterId, MemberId};
 pub use change::{Change, ChangePolicy};
 pub use members::{Members, MembershipError};
 pub use membership::ChangeError;
+pub use meter::{LogWrite, Meter, PeerEvent};
 pub use network::connect::{Connect, PeerStream};
 pub use node::Node;
 
@@ -76,13 +79,14 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Entries between two looks at whether the log can be cut.
     pub snapshot_count: u64,
-    /// Told how long each sync of the log took.
-    pub log_synced: LogSynced,
     /// Opens connections to the other members.
     pub connect: Arc<dyn Connect>,
+    /// Log entries kept behind a flushed store, for followers that lag.
+    pub catch_up_entries: u64,
+    /// The log is synced after each write. Without that a crash of the machine may lose what was acknowledged.
+    pub is_log_synced: bool,
+    pub meter: Arc<dyn Meter>,
 }
-
-pub type LogSynced = Arc<dyn Fn(Duration) + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, RaftError, StartError, Status, contact,
+    Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, Meter, RaftError, StartError, Status, contact,
     convert::change_to_wire,
     force_new,
     log::{Log, LogError},
@@ -32,8 +32,6 @@ use crate::{
     types::{Peer, Raft},
 };
 
-/// Log entries kept behind a flushed store, for followers that lag. (etcd: `SnapshotCatchUpEntries`.)
-const ENTRIES_KEPT: u64 = 5000;
 /// Entries of one replication message, at most.
 const MESSAGE_ENTRIES: u64 = 512;
 /// Beside two election timeouts. (etcd: `ReqTimeout`.)
@@ -62,6 +60,7 @@ struct Inner {
     changes: Changes,
     roster: watch::Receiver<Arc<Roster>>,
     heard: Heard,
+    meter: Arc<dyn Meter>,
 }
 
 impl Node {
@@ -75,8 +74,8 @@ impl Node {
         store: Store,
         leader_handler: Arc<dyn LeaderHandler>,
     ) -> Result<Node, StartError> {
-        let (wal_dir, synced) = (config.wal_dir.clone(), config.log_synced.clone());
-        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, synced));
+        let (wal_dir, meter, syncs) = (config.wal_dir.clone(), config.meter.clone(), config.is_log_synced);
+        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, meter, syncs));
         let mut log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
             LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
             LogError::Io { .. } => StartError::Io(error.to_string()),
@@ -89,13 +88,18 @@ impl Node {
         if config.force_new_cluster {
             force_new::keep_only(&mut log, &roster, config.member.0).await?;
         }
-        let snapshots = transfer::Folder::open(config.data_dir.join("member").join("snapshots"), store.clone());
+        let snapshots = transfer::Folder::open(
+            config.data_dir.join("member").join("snapshots"),
+            store.clone(),
+            config.meter.clone(),
+        );
         let snapshots = Arc::new(snapshots.map_err(io)?);
         let peers = Peers::new(
             config.cluster.0,
             config.member.0,
             config.election_timeout,
             snapshots.clone(),
+            config.meter.clone(),
             config.connect.clone(),
         );
         let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
@@ -164,6 +168,7 @@ impl Node {
             changes,
             roster,
             heard,
+            meter: config.meter,
         };
         Ok(Node { inner: Arc::new(inner) })
     }
@@ -355,6 +360,7 @@ impl Node {
             changes: inner.changes.clone(),
             roster: inner.roster.clone(),
             heard: inner.heard.clone(),
+            meter: inner.meter.clone(),
             change_timeout: REQUEST_TIMEOUT + 2 * inner.election_timeout,
         };
         let service = peer::peer_server::PeerServer::new(service)
@@ -488,7 +494,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
         enable_leader_restore: Some(false),
         max_payload_entries: MESSAGE_ENTRIES,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_count),
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        max_in_snapshot_log_to_keep: config.catch_up_entries,
         // A snapshot takes as long as it takes; a connection that is lost ends it.
         install_snapshot_timeout: Duration::from_secs(24 * 3600).as_millis() as u64,
         backoff: format!("{heartbeat}ms {}ms ...{election}ms", 2 * heartbeat),

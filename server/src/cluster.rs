@@ -114,7 +114,9 @@ impl Cluster for ClusterService {
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
         self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
-        let members = self.change(Change::Promote(MemberId(request.get_ref().id))).await?;
+        let promoted = self.change(Change::Promote(MemberId(request.get_ref().id))).await;
+        self.ctx.metrics.promoted(promoted.as_ref().map(|_| ()));
+        let members = promoted?;
         Ok(Response::new(MemberPromoteResponse { header: Some(self.ctx.header(0)), members }))
     }
 }

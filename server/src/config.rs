@@ -17,6 +17,7 @@ use crate::{
     logging::{self, Logging, LoggingError},
     quota,
     tls::{self, settings::SettingsError},
+    tuning::{Tuning, Unreadable},
     urls::{self, Address, Url, UrlError},
 };
 
@@ -50,6 +51,7 @@ pub struct Config {
     pub peer_tls: tls::Settings,
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
+    pub tuning: Tuning,
     pub corruption_checks: corruption::Intervals,
     /// None: a downgrade is ended by hand only.
     pub downgrade_check: Option<Duration>,
@@ -205,6 +207,11 @@ impl Config {
         let retention = Retention::parse(flags.get("auto-compaction-mode"), flags.get("auto-compaction-retention"))
             .map_err(|error| invalid(flags, error.flag, error.takes))?;
         let cluster = initial_cluster(flags, &name, &advertise_peer, is_existing)?;
+        let quota_backend_bytes = match number(flags, "quota-backend-bytes")? {
+            0 => quota::DEFAULT_BYTES,
+            bytes => bytes,
+        };
+        let tuning = Tuning::from_flags(flags, quota_backend_bytes);
         Ok(Config {
             name,
             data_dir,
@@ -226,10 +233,7 @@ impl Config {
             limits: Limits {
                 max_request_bytes: number(flags, "max-request-bytes")?,
                 max_txn_ops: number(flags, "max-txn-ops")?,
-                quota_backend_bytes: match number(flags, "quota-backend-bytes")? {
-                    0 => quota::DEFAULT_BYTES,
-                    bytes => bytes,
-                },
+                quota_backend_bytes,
             },
             connections: Connections {
                 max_concurrent_streams: number(flags, "max-concurrent-streams")?,
@@ -245,6 +249,7 @@ impl Config {
             peer_tls,
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
+            tuning: tuning.map_err(|Unreadable { flag, takes }| invalid(flags, flag, takes))?,
             corruption_checks: corruption_checks(flags)?,
             downgrade_check: Some(time(flags, "downgrade-check-time")?).filter(|time| !time.is_zero()),
             auth: AuthOptions {

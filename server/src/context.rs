@@ -1,6 +1,9 @@
 //! What every service shares: the store, the Raft node, who this member is, and the bounds on requests.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prost::Message;
 use proto::{
@@ -120,7 +123,10 @@ impl Context {
 
     /// Returns once this member has applied all that was committed when the call began.
     pub async fn read_barrier(&self) -> Result<(), Status> {
-        self.node.read_index().await.map_err(|error| self.raft_error(error))
+        let began = Instant::now();
+        let read = self.node.read_index().await;
+        self.metrics.read_index_took(began.elapsed(), read.is_ok());
+        read.map_err(|error| self.raft_error(error))
     }
 
     /// Reads on behalf of a client, if `check` allows it.

@@ -94,6 +94,15 @@ flags! {
     Bool  Taken "enable-lease-checkpoint-persist" = "false", "of etcd 3.5: the gate LeaseCheckpointPersist";
     Bool  Taken "stop-grpc-service-on-defrag" = "false", "of etcd 3.5: the gate StopGRPCServiceOnDefrag";
     Bool  Taken "txn-mode-write-with-shared-buffer" = "true", "of etcd 3.5: the gate TxnModeWriteWithSharedBuffer";
+    Value Taken "metrics" = "basic", "basic, or extensive: how long each RPC took, too";
+    Value Taken "warning-apply-duration" = "100ms", "applying a batch of the log that takes longer is told of";
+    Value Taken "warning-unary-request-duration" = "300ms", "a unary call that takes longer is told of";
+    Value Taken "compaction-batch-limit" = "1000", "versions that compaction removes in one write";
+    Value Taken "compaction-sleep-interval" = "0s", "pause of a compaction after each write";
+    Value Taken "snapshot-catchup-entries" = "5000", "log entries kept for followers that lag";
+    Bool  Taken "unsafe-no-fsync" = "false", "do not sync the log: a crash of the machine loses data";
+    Bool  Taken "memory-mlock" = "false", "keep what has been used in memory";
+    Value Taken "bootstrap-defrag-threshold-megabytes" = "0", "defragment at the start if that frees as much (0: never)";
     Value Taken "config-file" = "", "a YAML file with the flags' names as keys; with it neither flags nor environment count";
     Value Taken "cert-file" = "", "certificate for clients' connections";
     Value Taken "key-file" = "", "key of --cert-file";
@@ -140,24 +149,15 @@ flags! {
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";
-    Value NoMeaning "metrics" = "basic", "";
     Bool  NoMeaning "pre-vote" = "true", "";
     Bool  NoMeaning "initial-election-tick-advance" = "true", "";
     Value NoMeaning "max-snapshots" = "5", "";
     Value NoMeaning "max-wals" = "5", "";
-    Bool  NoMeaning "memory-mlock" = "false", "";
     Value NoMeaning "backend-bbolt-freelist-type" = "map", "";
     Value NoMeaning "backend-batch-interval" = "0s", "";
     Value NoMeaning "backend-batch-limit" = "0", "";
     Value NoMeaning "raft-read-timeout" = "5s", "";
     Value NoMeaning "raft-write-timeout" = "5s", "";
-    Value NoMeaning "compaction-batch-limit" = "1000", "";
-    Value NoMeaning "compaction-sleep-interval" = "0s", "";
-    Value NoMeaning "warning-apply-duration" = "100ms", "";
-    Value NoMeaning "warning-unary-request-duration" = "300ms", "";
-    Value NoMeaning "bootstrap-defrag-threshold-megabytes" = "0", "";
-    Value NoMeaning "snapshot-catchup-entries" = "5000", "";
-    Bool  NoMeaning "unsafe-no-fsync" = "false", "";
     Bool  NoMeaning "enable-v2" = "false", "";
     Bool  NoMeaning "enable-pprof" = "false", "";
 

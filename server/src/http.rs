@@ -183,8 +183,8 @@ fn promotion_refused(status: &Status) -> Response {
 }
 
 async fn metrics(State(ctx): Ctx) -> Response {
-    let size = match ctx.blocking(|store| Ok(store.size()?)).await {
-        Ok(size) => size,
+    let (size, engine) = match ctx.blocking(|store| Ok((store.size()?, store.engine()?))).await {
+        Ok(read) => read,
         Err(status) => return error(StatusCode::SERVICE_UNAVAILABLE, status.message()),
     };
     let now = Now {
@@ -193,6 +193,16 @@ async fn metrics(State(ctx): Ctx) -> Response {
         keys: ctx.store.key_count(),
         revision: ctx.store.revision(),
         compacted: ctx.store.compacted_revision(),
+        stats: ctx.store.stats(),
+        engine,
+        auth_revision: ctx.store.auth().revision(),
+        alarms: ctx
+            .store
+            .alarms()
+            .iter()
+            .map(|alarm| (proto::MemberId(alarm.member_id), alarm.alarm().as_str_name().into()))
+            .collect(),
+        cluster_version: version::of_cluster(&ctx.store).map_or_else(String::new, |version| version.to_string()),
     };
     match ctx.metrics.page(&now) {
         Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response(),

@@ -3,7 +3,8 @@
 //! ```text
 //! flags.rs, config_file.rs, gates.rs,
 //! duration.rs, urls.rs, config.rs              what the command line means
-//! logging.rs, metrics.rs, rpc_count.rs         what the process tells
+//! tuning.rs                                    flags that change how, and not what
+//! logging/, metrics/, rpc_count.rs             what the process tells
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! discovery/, join.rs                          who the other members are: of a new cluster, of one that runs
 //! start.rs                                     store, Raft node and services put together; the end in order
@@ -62,6 +63,7 @@ mod snapshot;
 mod start;
 mod tls;
 mod too_large;
+mod tuning;
 mod urls;
 mod version;
 mod watch;

@@ -1,6 +1,6 @@
 //! The Maintenance service. Source: etcd, `server/etcdserver/api/v3rpc/maintenance.go`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use proto::{
     EtcdError, MemberId,
@@ -47,7 +47,11 @@ async fn defragment(ctx: Arc<Context>, health: HealthReporter) -> Result<(), Sta
         tracing::warn!(status = "NOT_SERVING", reason = "defrag is active", "grpc service status changed");
         health.set_service_status("", ServingStatus::NotServing).await;
     }
+    let began = Instant::now();
+    ctx.metrics.store.defrag_inflight.set(1);
     let done = ctx.blocking(|store| Ok(store.defragment()?)).await;
+    ctx.metrics.store.defrag_inflight.set(0);
+    ctx.metrics.store.defrags.observe(began.elapsed().as_secs_f64());
     health.set_service_status("", ServingStatus::Serving).await;
     tracing::info!("finished defragment");
     done

@@ -62,7 +62,12 @@ const BEGIN_MAX: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The gRPC services for clients.
-pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lease::Clock>) -> anyhow::Result<Router> {
+pub async fn grpc_routes(
+    ctx: Arc<Context>,
+    hub: Arc<watch::Hub>,
+    clock: Arc<lease::Clock>,
+    slow_request: Duration,
+) -> anyhow::Result<Router> {
     let max = ctx.limits.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
     let local = concurrency::Local::new(ctx.clone(), hub.clone(), clock.clone());
     let mut routes = Routes::builder();
@@ -94,7 +99,9 @@ pub async fn grpc_routes(ctx: Arc<Context>, hub: Arc<watch::Hub>, clock: Arc<lea
     add(&mut routes, reflection().build_v1alpha()?);
     let metrics = ctx.metrics.clone();
     let routes = routes.routes().prepare().into_axum_router().layer(RequestsLayer::new(max));
-    Ok(routes.layer(axum::middleware::map_response(too_large::in_etcds_words)).layer(CountLayer(metrics)))
+    Ok(routes
+        .layer(axum::middleware::map_response(too_large::in_etcds_words))
+        .layer(CountLayer { metrics, slow: slow_request }))
 }
 
 fn add<S>(routes: &mut RoutesBuilder, service: S)

@@ -36,6 +36,7 @@ use crate::{
     serve::{self, Server},
     snapshot::Snapshots,
     tls::{self, Tls},
+    tuning::Tuning,
     urls, version, watch,
 };
 
@@ -74,6 +75,7 @@ impl Listeners {
 /// Runs until a signal (then all is well) or a failure of this node.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    config.tuning.apply_to_process()?;
     tracing::info!(
         etcd_version = crate::ETCD_VERSION,
         pintle_version = env!("CARGO_PKG_VERSION"),
@@ -106,10 +108,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let hub = watch::Hub::new();
     let clock = lease::Clock::new();
     let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
-    let store = open_store(&dir, Observer::new(hub.clone(), clock.clone(), tokens.clone())).await?;
+    let metrics = Metrics::new(dir.identity.member, config.tuning.metrics, &config.gates)?;
+    let observer = Observer::new(hub.clone(), clock.clone(), tokens.clone(), metrics.clone());
+    let store = open_store(&dir, observer, config.tuning).await?;
     hub.attach(store.clone());
-    let metrics = Metrics::new(config.limits.quota_backend_bytes)?;
-    metrics.show_gates(&config.gates)?;
+    metrics.attach(hub.clone(), clock.clone());
     let node_config = node_config(&config, &dir, &metrics, &tls);
     let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
     let passwords = Passwords::new(config.auth.bcrypt_cost);
@@ -142,7 +145,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for listener in listeners.metrics {
         server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
-    let grpc = serve::grpc_routes(ctx.clone(), hub, clock).await?;
+    let grpc = serve::grpc_routes(ctx.clone(), hub, clock, config.tuning.slow_request).await?;
     let access = access::Control { access: config.access.clone(), with_gateway: config.json_gateway, ctx: ctx.clone() };
     let access = Arc::new(access);
     let gateway = if config.json_gateway {
@@ -212,11 +215,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn open_store(dir: &DataDir, observer: Observer) -> anyhow::Result<Store> {
+async fn open_store(dir: &DataDir, observer: Observer, tuning: Tuning) -> anyhow::Result<Store> {
     let options = storage::Options { observer: Arc::new(observer), cache_bytes: CACHE_BYTES };
     let path = dir.store.clone();
-    let store =
-        tokio::task::spawn_blocking(move || Store::open(&path, options)).await.context("opening the store")??;
+    let open = move || {
+        let store = Store::open(&path, options)?;
+        tuning.apply_to_store(&store)?;
+        Ok::<_, storage::StorageError>(store)
+    };
+    let store = tokio::task::spawn_blocking(open).await.context("opening the store")??;
     let applied = store.applied();
     dir.check_log(applied.index)?;
     tracing::info!(
@@ -241,10 +248,9 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls
         heartbeat: config.heartbeat,
         election_timeout: config.election_timeout,
         snapshot_count: config.snapshot_count,
-        log_synced: {
-            let metrics = metrics.clone();
-            Arc::new(move |took| metrics.log_syncs.observe(took.as_secs_f64()))
-        },
+        catch_up_entries: config.tuning.catch_up_entries,
+        is_log_synced: config.tuning.is_log_synced,
+        meter: metrics.network.clone(),
         connect: Arc::new(tls::dial::ForRaft(tls.dialer.clone())),
     }
 }

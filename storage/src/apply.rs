@@ -13,7 +13,7 @@
 //! Then readers see the new state, the observer is told, and the outcomes are returned: in this order. Apply is a
 //! function of state and command: no clock, no random number, nothing that differs between members.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -43,6 +43,7 @@ use crate::{
     lease::{self, LeaseInfo},
     range::{Failed, Snapshot},
     record::{self, EventRecord},
+    stats::{self, Work},
     store::{Applied, Inner, State, Versions, View, meta},
     txn::{self, Path},
 };
@@ -86,6 +87,7 @@ impl Applier {
     /// # Panics
     /// When an entry has been applied already.
     pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Outcome>, StorageError> {
+        let began = Instant::now();
         self.inner.compactor.check()?;
         let mut state = self.inner.state.lock();
         let mut applied = self.inner.applied.read().clone();
@@ -112,7 +114,7 @@ impl Applier {
                     if matches!(&op, Op::Txn(txn) if txn::reads_history(txn, batch.state.revision)) {
                         batch.write(&applied)?;
                     }
-                    batch.execute(op, auth.as_ref(), entry)?
+                    batch.timed(op, auth.as_ref(), entry)?
                 }
                 Payload::Blank => Answer::Done(Done {}),
                 Payload::Membership(membership) => {
@@ -125,6 +127,8 @@ impl Applier {
             outcomes.push(Outcome { result: Some(outcome) });
         }
         batch.write(&applied)?;
+        let entries = entries.len();
+        self.inner.options.observer.took(Work::Batch { entries }, began.elapsed());
         Ok(outcomes)
     }
 }
@@ -149,7 +153,9 @@ impl Batch<'_> {
         position[8..].copy_from_slice(&applied.term.to_be_bytes());
         self.put_meta(meta::APPLIED, &position);
         self.put_meta(meta::REVISION, &self.state.revision.to_be_bytes());
+        let began = Instant::now();
         self.state.db.write(std::mem::take(&mut self.writes))?;
+        self.inner.options.observer.took(Work::Write, began.elapsed());
         self.pending.clear();
 
         *self.inner.view.write() = Arc::new(self.state.view());
@@ -161,6 +167,14 @@ impl Batch<'_> {
         let (revision, compacted) = (self.state.revision, self.state.compacted);
         self.inner.options.observer.applied(Change { revision, compacted, ..change });
         Ok(())
+    }
+
+    fn timed(&mut self, op: Op, by: Option<&AuthInfo>, entry: &LogEntry) -> Result<Answer, StorageError> {
+        let (began, name) = (Instant::now(), stats::name_of(&op));
+        let answer = self.execute(op, by, entry)?;
+        let work = Work::Command { op: name, is_done: stats::is_done(&answer) };
+        self.inner.options.observer.took(work, began.elapsed());
+        Ok(answer)
     }
 
     fn execute(&mut self, op: Op, by: Option<&AuthInfo>, entry: &LogEntry) -> Result<Answer, StorageError> {
@@ -239,6 +253,7 @@ impl Batch<'_> {
         let mut write = Write::begin(self);
         let response = write.put(put)?;
         write.end();
+        self.inner.counters.add_put(put);
         Ok(response)
     }
 
@@ -246,6 +261,7 @@ impl Batch<'_> {
         let mut write = Write::begin(self);
         let response = write.delete_range(delete)?;
         write.end();
+        self.inner.counters.add_deletes(1);
         Ok(response)
     }
 
@@ -256,6 +272,7 @@ impl Batch<'_> {
         let mut write = Write::begin(self);
         let mut response = write.txn(request, &path)?;
         let revision = write.end();
+        self.inner.counters.add_txn(request, &response);
         response.header = header(revision);
         Ok(response)
     }
@@ -304,6 +321,7 @@ impl Batch<'_> {
     /// Deletes a lease, and its keys in key order in one revision.
     fn drop_lease(&mut self, id: LeaseId) -> Result<(), StorageError> {
         let keys = self.inner.leases.read().keys(id);
+        self.inner.counters.add_deletes(keys.len() as u64);
         let mut write = Write::begin(self);
         for key in keys {
             write.delete(&key)?;

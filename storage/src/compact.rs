@@ -17,9 +17,13 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{
+            AtomicBool,
+            Ordering::{self, Relaxed},
+        },
     },
     thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -29,13 +33,15 @@ use rocksdb::WriteBatch;
 use crate::{
     db::{DATA, Db, EVENTS, META},
     error::{ReadError, StorageError},
+    event::Observer,
     hash::{self, HashKv},
     keys,
     record::{EventRecord, Kind},
+    stats::{self, Counters},
     store::{View, meta},
 };
 
-/// Versions removed in one write.
+/// Versions removed in one write, unless told otherwise.
 const STEP_VERSIONS: usize = 1000;
 /// Hashes that are kept, and compactions that wait for theirs. (etcd: `mvcc/hash.go`, hashStorageMaxSize.)
 const HASHES_MAX: usize = 10;
@@ -50,6 +56,18 @@ struct Shared {
     work: Mutex<Work>,
     changed: Condvar,
     keeps_hashes: AtomicBool,
+    pace: Mutex<Pace>,
+    observer: Arc<dyn Observer>,
+    counters: Arc<Counters>,
+}
+
+/// How fast a compaction goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Versions removed in one write.
+    pub step_versions: usize,
+    /// After each write.
+    pub pause: Duration,
 }
 
 struct Work {
@@ -72,7 +90,13 @@ impl Work {
 }
 
 impl Compactor {
-    pub fn start(db: Arc<Db>, finished: i64, target: i64) -> Self {
+    pub fn start(
+        db: Arc<Db>,
+        finished: i64,
+        target: i64,
+        observer: Arc<dyn Observer>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let work = Work {
             db: Arc::downgrade(&db),
             finished,
@@ -82,7 +106,14 @@ impl Compactor {
             stop: false,
             failed: None,
         };
-        let shared = Shared { work: Mutex::new(work), changed: Condvar::new(), keeps_hashes: AtomicBool::new(false) };
+        let shared = Shared {
+            work: Mutex::new(work),
+            changed: Condvar::new(),
+            keeps_hashes: AtomicBool::new(false),
+            pace: Mutex::new(Pace { step_versions: STEP_VERSIONS, pause: Duration::ZERO }),
+            observer,
+            counters,
+        };
         let shared = Arc::new(shared);
         let of_thread = shared.clone();
         let thread = thread::Builder::new()
@@ -130,6 +161,11 @@ impl Compactor {
     /// The revision whose compaction was finished last.
     pub fn finished(&self) -> i64 {
         self.shared.work.lock().finished
+    }
+
+    /// From the next compaction on.
+    pub fn set_pace(&self, pace: Pace) {
+        *self.shared.pace.lock() = pace;
     }
 
     /// The failure that ended compaction, if one did.
@@ -217,24 +253,46 @@ impl Shared {
 
     /// Removes what lies between two compactions; false when it was told to stop.
     fn remove(&self, db: &Arc<Db>, finished: i64, target: i64) -> Result<bool, StorageError> {
+        let began = Instant::now();
         let mut step = WriteBatch::default();
-        let mut going_on = true;
+        let (mut going_on, mut removed) = (true, 0);
+        let pace = *self.pace.lock();
         db.each_event(finished, target, |at, event| {
             for_each_removed(at, &event, finished, target, |revision| {
                 step.delete_cf(db.cf(DATA), keys::data_key(&event.key, revision));
                 step.delete_cf(db.cf(EVENTS), keys::event_key(revision));
+                removed += 1;
             });
-            if step.len() >= 2 * STEP_VERSIONS {
-                db.write(std::mem::take(&mut step))?;
+            if step.len() >= 2 * pace.step_versions {
+                self.write(db, std::mem::take(&mut step))?;
+                self.pause(pace.pause);
                 going_on = self.is_wanted(db);
             }
             Ok(going_on)
         })?;
         if going_on {
             step.put_cf(db.cf(META), meta::COMPACTION_FINISHED, target.to_be_bytes());
-            db.write(step)?;
+            self.write(db, step)?;
         }
+        self.counters.compacted_versions.fetch_add(removed, Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.counters.last_compaction.store(now.as_secs() as i64, Relaxed);
+        self.observer.took(stats::Work::Compaction, began.elapsed());
         Ok(going_on)
+    }
+
+    /// Ends early when the store is closed.
+    fn pause(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        let mut work = self.work.lock();
+        while !pause.is_zero() && !work.stop && !self.changed.wait_until(&mut work, end).timed_out() {}
+    }
+
+    fn write(&self, db: &Db, step: WriteBatch) -> Result<(), StorageError> {
+        let began = Instant::now();
+        db.write(step)?;
+        self.observer.took(stats::Work::CompactionStep, began.elapsed());
+        Ok(())
     }
 }
 

@@ -197,6 +197,12 @@ impl Db {
         Ok(sum)
     }
 
+    /// An integer property that all column families share.
+    pub fn shared_property(&self, name: &str) -> Result<u64, StorageError> {
+        let value = self.raw.property_int_value_cf(self.cf(META), name).map_err(|e| self.error(e))?;
+        Ok(value.unwrap_or(0))
+    }
+
     /// Rewrites all files, dropping what is deleted.
     pub fn compact(&self) {
         for family in COLUMN_FAMILIES {

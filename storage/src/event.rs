@@ -1,6 +1,6 @@
 //! Changes as they are told: to the observer at once, to a watcher that reads history later.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     EtcdError, KeyRange, LeaseId, Revision,
@@ -13,6 +13,7 @@ use crate::{
     error::{ReadError, StorageError},
     keys,
     record::{EventRecord, Kind},
+    stats::Work,
     store::Store,
 };
 
@@ -67,6 +68,8 @@ pub trait Observer: Send + Sync + 'static {
     fn applied(&self, change: Change);
     /// The whole state was replaced by a snapshot.
     fn restored(&self, revision: i64, compacted: i64);
+    /// How long something took, for metrics. Called from any thread.
+    fn took(&self, _work: Work, _time: Duration) {}
 }
 
 impl Event {

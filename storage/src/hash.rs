@@ -1,6 +1,6 @@
 //! Hashes that members compare.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use prost::Message;
 use proto::{EtcdError, Revision, etcdserverpb::RangeRequest, mvccpb::KeyValue};
@@ -10,6 +10,7 @@ use crate::{
     error::{ReadError, StorageError},
     keys,
     record::Kind,
+    stats::Work,
     store::{Store, View},
 };
 
@@ -38,6 +39,13 @@ impl Store {
     /// # Errors
     /// `FutureRev` and `Compacted`, as Range has them.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, ReadError> {
+        let began = Instant::now();
+        let hashed = self.hash_versions(revision)?;
+        self.inner.options.observer.took(Work::HashRevision, began.elapsed());
+        Ok(hashed)
+    }
+
+    fn hash_versions(&self, revision: i64) -> Result<HashKv, ReadError> {
         loop {
             let view = self.inner.view();
             if let Some(kept) = self.compaction_hashes().into_iter().find(|kept| kept.hash_revision == revision) {
@@ -73,13 +81,15 @@ impl Store {
 
     /// A hash over all that is replicated, and the current revision.
     pub fn hash(&self) -> Result<(u32, i64), ReadError> {
-        let HashKv { mut hash, revision, .. } = self.hash_kv(0)?;
+        let began = Instant::now();
+        let HashKv { mut hash, revision, .. } = self.hash_versions(0)?;
         let db = &self.inner.view().db;
         for family in [LEASE, AUTH, MEMBER, ALARM] {
             for (key, value) in db.all(family)? {
                 hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, &key), &value);
             }
         }
+        self.inner.options.observer.took(Work::Hash, began.elapsed());
         Ok((hash, revision))
     }
 }

@@ -8,6 +8,7 @@
 //!    ├─> Observer::applied(events, lease changes)             event.rs
 //!    └─> outcomes
 //!    users, roles, and who may do what                        auth/
+//!    what is counted and timed                             stats.rs
 //! beside: compaction in small steps                           compact.rs
 //!         the whole state, for backups                        export.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
@@ -38,17 +39,20 @@ mod lease;
 mod range;
 mod record;
 mod snapshot;
+mod stats;
 mod store;
 mod stream;
 mod txn;
 
 pub use apply::{Applier, LogEntry, Payload};
 pub use auth::{AuthChange, AuthState, ROOT, Right};
+pub use compact::Pace;
 pub use error::{ReadError, StorageError};
 pub use event::{Change, Event, LeaseChange, Observer};
 pub use export::Export;
 pub use hash::HashKv;
 pub use lease::LeaseInfo;
 pub use record::Kind;
+pub use stats::{Engine, Stats, Work};
 pub use store::{Applied, Options, Size, Store, Versions};
 pub use stream::RangeCursor;

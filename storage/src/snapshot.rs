@@ -18,6 +18,7 @@ use std::{
 use crate::{
     db::Db,
     error::StorageError,
+    stats::Going,
     store::{Applied, Loaded, Meta, Store},
 };
 
@@ -37,6 +38,7 @@ impl Store {
     /// system. Nothing may be applied meanwhile; readers see the old state or the new one.
     pub fn install_checkpoint(&self, dir: &Path) -> Result<Applied, StorageError> {
         let inner = &self.inner;
+        let _going = Going::on(&inner.counters.installing);
         let mut state = inner.state.lock();
         let old = state.db.path().to_path_buf();
         let generation = generation_of(&old)? + 1;

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use proto::{
 use crate::{
     apply::Applier,
     auth::AuthState,
-    compact::Compactor,
+    compact::{Compactor, Pace},
     db::{ALARM, Db, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
     event::Observer,
@@ -27,7 +28,9 @@ use crate::{
     lease::{self, LeaseInfo, Leases},
     range::{Failed, Snapshot},
     record::Kind,
-    snapshot, txn,
+    snapshot,
+    stats::{Counters, Going, Work},
+    txn,
 };
 
 const FORMAT_VERSION: u32 = 1;
@@ -78,7 +81,7 @@ pub struct Versions {
 }
 
 /// Sizes in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     /// Files and memory not yet written to files.
     pub on_disk: i64,
@@ -104,6 +107,7 @@ pub(crate) struct Inner {
     pub alarms: RwLock<BTreeSet<(u64, i32)>>,
     pub applied: RwLock<Applied>,
     pub compactor: Compactor,
+    pub counters: Arc<Counters>,
     /// Last: who waits for the end of the observer finds the files closed.
     pub options: Options,
 }
@@ -144,7 +148,9 @@ impl Store {
     pub fn open(dir: &Path, options: Options) -> Result<Store, StorageError> {
         let db = Arc::new(Db::open(&snapshot::current(dir)?, options.cache_bytes)?);
         let Loaded { state, leases, members, alarms, applied, compaction_finished } = Loaded::from(db)?;
-        let compactor = Compactor::start(state.db.clone(), compaction_finished, state.compacted);
+        let counters = Arc::<Counters>::default();
+        let (told, counted) = (options.observer.clone(), counters.clone());
+        let compactor = Compactor::start(state.db.clone(), compaction_finished, state.compacted, told, counted);
         let inner = Inner {
             dir: dir.into(),
             view: RwLock::new(Arc::new(state.view())),
@@ -154,6 +160,7 @@ impl Store {
             alarms: RwLock::new(alarms),
             applied: RwLock::new(applied),
             compactor,
+            counters,
             options,
         };
         Ok(Store { inner: Arc::new(inner) })
@@ -185,7 +192,11 @@ impl Store {
 
     /// The whole of Range; the header holds the revision only.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
-        self.read(|snapshot| snapshot.range(request))
+        let began = Instant::now();
+        self.inner.counters.add_range();
+        let result = self.read(|snapshot| snapshot.range(request));
+        self.inner.options.observer.took(Work::Range { is_done: result.is_ok() }, began.elapsed());
+        result
     }
 
     /// Evaluates a transaction that only reads, all at one revision.
@@ -193,6 +204,7 @@ impl Store {
         self.read(|snapshot| {
             txn::check(request, &txn::Path::choose(snapshot, request)?, snapshot, &|id| self.lease(id).is_some())?;
             let mut response = txn::read_only(snapshot, request)?;
+            self.inner.counters.add_txn(request, &response);
             response.header = Some(ResponseHeader { revision: snapshot.revision, ..Default::default() });
             Ok(response)
         })
@@ -269,6 +281,11 @@ impl Store {
         Ok(())
     }
 
+    /// How fast compactions go from now on.
+    pub fn pace_compaction(&self, pace: Pace) {
+        self.inner.compactor.set_pace(pace);
+    }
+
     /// Blocks until what `revision`'s compaction forgets is gone from the store.
     pub fn wait_compacted(&self, revision: i64) -> Result<(), StorageError> {
         self.inner.compactor.wait(revision)
@@ -276,6 +293,7 @@ impl Store {
 
     /// Runs a read on the newest state, and again when a compaction may have taken from under it what it was to read.
     fn read<T>(&self, read: impl Fn(&Snapshot<'_>) -> Result<T, Failed>) -> Result<T, ReadError> {
+        let _going = Going::on(&self.inner.counters.open_reads);
         loop {
             let view = self.inner.view();
             let result = read(&view.snapshot());

@@ -44,7 +44,7 @@ use self::{
     writer::{Job, Writer},
 };
 use crate::{
-    LogSynced,
+    Meter,
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -96,7 +96,9 @@ struct Shared {
     state: Mutex<Memory>,
     files: RwLock<BTreeMap<u64, (PathBuf, Arc<File>)>>,
     committed: Mutex<Option<LogId>>,
-    synced: LogSynced,
+    meter: Arc<dyn Meter>,
+    /// Writes are synced.
+    syncs: bool,
     appended_bytes: AtomicU64,
 }
 
@@ -116,8 +118,9 @@ struct Memory {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or makes an empty one there. `synced` is told how long each sync took.
-    pub fn open(dir: &Path, synced: LogSynced) -> Result<Log, LogError> {
+    /// Opens the log in `dir`, or makes an empty one there. `meter` is told of each write, and without `syncs` none of
+    /// them is synced.
+    pub fn open(dir: &Path, meter: Arc<dyn Meter>, syncs: bool) -> Result<Log, LogError> {
         fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
         let recovered = recovery::recover(dir)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
@@ -128,7 +131,8 @@ impl Log {
             state: Mutex::new(Memory { log: recovered.state, recent: VecDeque::new(), recent_bytes: 0 }),
             files: RwLock::new(files),
             committed: Mutex::new(committed),
-            synced,
+            meter,
+            syncs,
             appended_bytes: AtomicU64::new(0),
         });
         let writer = Writer {

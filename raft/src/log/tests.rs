@@ -18,7 +18,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 }
 
 fn open(dir: &Path) -> Result<Log, LogError> {
-    Log::open(dir, Arc::new(|_| {}))
+    Log::open(dir, Arc::new(()), true)
 }
 
 /// Appends, and waits until it is synced.

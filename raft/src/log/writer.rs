@@ -15,7 +15,10 @@ use super::{
     recovery::Position,
     segment::{self, SEGMENT_BYTES, Segment},
 };
-use crate::types::{Entry, LogId, TypeConfig};
+use crate::{
+    LogWrite,
+    types::{Entry, LogId, TypeConfig},
+};
 
 /// A batch is written when it has grown to this, though more is queued.
 const BATCH_BYTES: usize = 8 << 20;
@@ -135,9 +138,14 @@ impl Writer {
         let segment = self.segments.last_mut().expect("there is always a segment");
         record::seal(&mut batch.bytes, &batch.begins, segment.number, self.next_batch);
         let began = Instant::now();
-        let written = segment.file.write_all_at(&batch.bytes, self.end).and_then(|()| segment.file.sync_data());
-        written.map_err(|e| LogError::io(&segment.path, e))?;
-        (self.shared.synced)(began.elapsed());
+        segment.file.write_all_at(&batch.bytes, self.end).map_err(|e| LogError::io(&segment.path, e))?;
+        let write = began.elapsed();
+        if self.shared.syncs {
+            segment.file.sync_data().map_err(|e| LogError::io(&segment.path, e))?;
+        }
+        let sync = began.elapsed() - write;
+        let (bytes, records) = (batch.bytes.len(), batch.records.len());
+        self.shared.meter.log_written(LogWrite { bytes, records, write, sync });
 
         let mut purged = false;
         let start_records = batch.begins.len() - batch.records.len();

@@ -4,11 +4,11 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{
-    FutureExt as _, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
     future::BoxFuture,
     stream::{self, BoxStream},
 };
@@ -24,7 +24,11 @@ use openraft::{
     },
 };
 use parking_lot::Mutex;
-use proto::peer::{self, peer_client::PeerClient};
+use prost::Message;
+use proto::{
+    MemberId,
+    peer::{self, peer_client::PeerClient},
+};
 use tonic::{
     Request, Status,
     metadata::AsciiMetadataValue,
@@ -38,6 +42,7 @@ use super::{
     transfer, vote_request_to_wire, voted_from_wire,
 };
 use crate::{
+    Meter, PeerEvent,
     convert::{id_to_wire, vote_from_wire, vote_to_wire},
     state_machine::SnapshotData,
     types::{Membership, Peer, Snapshot, TypeConfig, Vote},
@@ -73,6 +78,7 @@ pub struct Peers {
     snapshots: Arc<transfer::Folder>,
     /// Those for forwarding, by member.
     forwarding: Arc<Mutex<HashMap<u64, (Vec<String>, Client)>>>,
+    meter: Arc<dyn Meter>,
     /// Knows the newest URLs, once Raft has started.
     metrics: Arc<OnceLock<Metrics>>,
     connect: Arc<dyn Connect>,
@@ -94,10 +100,11 @@ impl Peers {
         member: u64,
         election_timeout: Duration,
         snapshots: Arc<transfer::Folder>,
+        meter: Arc<dyn Meter>,
         connect: Arc<dyn Connect>,
     ) -> Self {
         let (forwarding, metrics) = Default::default();
-        Peers { cluster, member, election_timeout, snapshots, forwarding, metrics, connect }
+        Peers { cluster, member, election_timeout, snapshots, forwarding, meter, metrics, connect }
     }
 
     /// From now on a member's URLs are those that Raft knows.
@@ -196,6 +203,32 @@ impl Connection {
         }
         &mut self.client
     }
+
+    fn told(&self) -> Told {
+        Told { meter: self.peers.meter.clone(), peer: MemberId(self.target) }
+    }
+
+    fn tell(&self, event: PeerEvent) {
+        self.peers.meter.peer(MemberId(self.target), event);
+    }
+
+    fn sent<T: Message>(&self, message: T) -> T {
+        self.tell(PeerEvent::Sent(message.encoded_len()));
+        message
+    }
+
+    /// One request and its answer.
+    async fn append_one(
+        &mut self,
+        request: peer::AppendRequest,
+        option: &RPCOption,
+    ) -> Result<peer::AppendResponse, RPCError<TypeConfig>> {
+        let mut responses = call(option, self.client().append_stream(stream::iter([request]))).await?;
+        let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
+        let response = response.map_err(unreachable)?.unwrap_or_default();
+        self.tell(PeerEvent::Received(response.encoded_len()));
+        Ok(response)
+    }
 }
 
 fn unreachable(error: impl std::error::Error + 'static) -> Unreachable<TypeConfig> {
@@ -218,6 +251,41 @@ async fn call<T>(
     }
 }
 
+/// The meter, with the member that events are about.
+#[derive(Clone)]
+struct Told {
+    meter: Arc<dyn Meter>,
+    peer: MemberId,
+}
+
+impl Told {
+    fn tell(&self, event: PeerEvent) {
+        self.meter.peer(self.peer, event);
+    }
+}
+
+fn requests_on_wire<S>(requests: S, told: Told) -> impl Stream<Item = peer::AppendRequest> + Send + Unpin + 'static
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    requests.map(move |request| {
+        let request = append_to_wire(request);
+        told.tell(PeerEvent::Sent(request.encoded_len()));
+        request
+    })
+}
+
+fn responses_of(
+    responses: tonic::Streaming<peer::AppendResponse>,
+    told: Told,
+) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> + Send + 'static {
+    responses.map(move |response| {
+        let response = response.inspect_err(|_| told.tell(PeerEvent::ReceiveFailed)).map_err(unreachable)?;
+        told.tell(PeerEvent::Received(response.encoded_len()));
+        Ok(appended_from_wire(response).map_err(malformed)?)
+    })
+}
+
 impl RaftNetworkV2<TypeConfig> for Connection {
     type SnapshotData = SnapshotData;
 
@@ -226,10 +294,16 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = stream::iter([append_to_wire(request)]);
-        let mut responses = call(&option, self.client().append_stream(request)).await?;
-        let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
-        let response = response.map_err(unreachable)?.unwrap_or_default();
+        let is_heartbeat = request.entries.is_empty();
+        let request = self.sent(append_to_wire(request));
+        let began = Instant::now();
+        let response = self.append_one(request, &option).await.inspect_err(|_| {
+            if is_heartbeat {
+                self.tell(PeerEvent::HeartbeatFailed);
+            }
+            self.tell(PeerEvent::SendFailed);
+        })?;
+        self.tell(PeerEvent::RoundTrip(began.elapsed()));
         Ok(appended_from_wire(response).map_err(malformed)?.into())
     }
 
@@ -244,17 +318,19 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     where
         S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
+        let told = self.told();
         async move {
-            let mut requests = requests.map(append_to_wire);
+            let mut requests = requests_on_wire(requests, told.clone());
             // openraft waits out its backoff before the first request: a member that is down is not called without end.
             let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
             let requests = stream::iter([first]).chain(requests);
-            let responses = call(&option, self.client().append_stream(requests)).await?;
-            let responses = responses.map(|response| {
-                let response = response.map_err(unreachable)?;
-                Ok(appended_from_wire(response).map_err(malformed)?)
-            });
-            Ok(responses.boxed())
+            match call(&option, self.client().append_stream(requests)).await {
+                Ok(responses) => Ok(responses_of(responses, told).boxed()),
+                Err(error) => {
+                    told.tell(PeerEvent::SendFailed);
+                    Err(error)
+                }
+            }
         }
         .boxed()
     }
@@ -302,11 +378,19 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         cancelled: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let (meter, target) = (self.peers.meter.clone(), MemberId(self.target));
         let parts = self.peers.snapshots.send(vote);
+        let began = Instant::now();
+        meter.peer(target, PeerEvent::SnapshotSends);
+        let told = |is_done| meter.peer(target, PeerEvent::SnapshotSent { took: began.elapsed(), is_done });
         let mut client = self.client().clone();
         tokio::select! {
-            closed = cancelled => Err(closed.into()),
+            closed = cancelled => {
+                told(false);
+                Err(closed.into())
+            }
             response = client.snapshot(parts) => {
+                told(response.is_ok());
                 let response = response.map_err(unreachable)?.into_inner();
                 let vote = vote_from_wire(response.vote).map_err(malformed)?;
                 Ok(SnapshotResponse::new(vote))

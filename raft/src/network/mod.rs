@@ -9,7 +9,7 @@ pub mod server;
 pub mod transfer;
 
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse};
-use proto::peer;
+use proto::{MemberId, peer};
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
@@ -26,6 +26,11 @@ const KEEP_ALIVE_PARTS: u32 = 2;
 
 fn id_in(metadata: &MetadataMap, name: &str) -> Option<u64> {
     metadata.get(name).and_then(|value| u64::from_str_radix(value.to_str().ok()?, 16).ok())
+}
+
+/// Who calls; 0 when it does not say.
+fn sender(metadata: &MetadataMap) -> MemberId {
+    MemberId(id_in(metadata, FROM).unwrap_or_default())
 }
 
 /// Refuses a call from a member that has been removed.

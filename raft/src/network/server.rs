@@ -4,16 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::BoxStream};
 use openraft::{errors::Fatal, raft::TransferLeaderRequest};
+use prost::Message as _;
 use proto::peer::{self, peer_server};
 use storage::Store;
 use tokio::{sync::watch, time::Instant};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    append_from_wire, appended_to_wire, check_sender, check_target, transfer, vote_request_from_wire, voted_to_wire,
+    append_from_wire, appended_to_wire, check_sender, check_target, sender, transfer, vote_request_from_wire,
+    voted_to_wire,
 };
 use crate::{
-    ChangeError, LeaderHandler, RaftError,
+    ChangeError, LeaderHandler, Meter, PeerEvent, RaftError,
     convert::{Malformed, change_from_wire, id_from_wire, stored_from_wire, vote_from_wire, vote_to_wire},
     membership::Changes,
     propose::{Fate, Proposer},
@@ -37,6 +39,7 @@ pub struct PeerService {
     pub changes: Changes,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub heard: Heard,
+    pub meter: Arc<dyn Meter>,
     /// What a change of the membership may take.
     pub change_timeout: Duration,
 }
@@ -61,16 +64,23 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        let from = sender(request.metadata());
         let requests = self.check(request)?;
-        let heard = self.heard.clone();
+        let (heard, meter) = (self.heard.clone(), self.meter.clone());
         // A stream that breaks ends; the leader opens another.
         let requests = tokio_stream::StreamExt::map_while(requests, move |request| {
             heard.note();
-            append_from_wire(request.ok()?).ok()
+            let request = request.inspect_err(|_| meter.peer(from, PeerEvent::ReceiveFailed)).ok()?;
+            meter.peer(from, PeerEvent::Received(request.encoded_len()));
+            append_from_wire(request).ok()
         });
         let responses = self.raft.stream_append(requests);
-        let responses =
-            responses.map(|result: Result<_, Fatal<TypeConfig>>| result.map(appended_to_wire).map_err(unavailable));
+        let meter = self.meter.clone();
+        let responses = responses.map(move |result: Result<_, Fatal<TypeConfig>>| {
+            let response = result.map(appended_to_wire).map_err(unavailable)?;
+            meter.peer(from, PeerEvent::Sent(response.encoded_len()));
+            Ok(response)
+        });
         Ok(Response::new(responses.boxed()))
     }
 
@@ -100,9 +110,10 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<peer::SnapshotPart>>,
     ) -> Result<Response<peer::SnapshotResponse>, Status> {
+        let from = sender(request.metadata());
         let mut parts = self.check(request)?;
         self.heard.note();
-        let received = self.snapshots.receive(&mut parts).await?;
+        let received = self.snapshots.receive(from, &mut parts).await?;
         let vote = vote_from_wire(received.begin.leader)?;
         let membership = received.begin.membership.ok_or(Malformed("a snapshot without membership"))?;
         let meta = SnapshotMeta {

@@ -15,16 +15,21 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
-use proto::peer::{self, snapshot_part::Part};
+use proto::{
+    MemberId,
+    peer::{self, snapshot_part::Part},
+};
 use storage::Store;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::{
+    Meter, PeerEvent,
     convert::{id_to_wire, stored_to_wire, vote_to_wire},
     state_machine::meta_of,
     types::Vote,
@@ -37,6 +42,7 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 pub struct Folder {
     path: PathBuf,
     store: Store,
+    meter: Arc<dyn Meter>,
     next: AtomicU64,
 }
 
@@ -61,12 +67,12 @@ pub struct Received {
 
 impl Folder {
     /// Uses `path`, and removes what was left there.
-    pub fn open(path: PathBuf, store: Store) -> io::Result<Self> {
+    pub fn open(path: PathBuf, store: Store, meter: Arc<dyn Meter>) -> io::Result<Self> {
         if path.exists() {
             fs::remove_dir_all(&path)?;
         }
         fs::create_dir_all(&path)?;
-        Ok(Folder { path, store, next: AtomicU64::new(1) })
+        Ok(Folder { path, store, meter, next: AtomicU64::new(1) })
     }
 
     fn new_path(&self) -> PathBuf {
@@ -117,7 +123,16 @@ impl Folder {
     }
 
     /// Receives a whole snapshot. What was received of one that is cut is removed.
-    pub async fn receive(&self, parts: &mut Streaming<peer::SnapshotPart>) -> Result<Received, Status> {
+    pub async fn receive(&self, from: MemberId, parts: &mut Streaming<peer::SnapshotPart>) -> Result<Received, Status> {
+        let began = Instant::now();
+        self.meter.peer(from, PeerEvent::SnapshotReceives);
+        let received = self.receive_parts(parts).await;
+        let (took, is_done) = (began.elapsed(), received.is_ok());
+        self.meter.peer(from, PeerEvent::SnapshotReceived { took, is_done });
+        received
+    }
+
+    async fn receive_parts(&self, parts: &mut Streaming<peer::SnapshotPart>) -> Result<Received, Status> {
         let checkpoint = Checkpoint(self.new_path());
         let mut receiver = Receiver::new(&checkpoint.0)?;
         while let Some(part) = parts.message().await? {

@@ -189,7 +189,9 @@ pub async fn try_start_member(
         heartbeat: ELECTION / 10,
         election_timeout: ELECTION,
         snapshot_count: 1000,
-        log_synced: Arc::new(|_| {}),
+        catch_up_entries: 5000,
+        is_log_synced: true,
+        meter: Arc::new(()),
         connect: Arc::new(Tcp),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

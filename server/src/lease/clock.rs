@@ -1,7 +1,10 @@
 //! The lease clock: expires leases while this member leads, and renews them.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -38,12 +41,19 @@ pub struct Clock {
     /// Leases were revoked, or this member does not lead any more.
     changed: Notify,
     member: OnceLock<Arc<dyn Member>>,
+    renewed: AtomicU64,
+    expired: AtomicU64,
 }
 
 impl Clock {
     /// Before the store is open; see [`Clock::attach`].
     pub fn new() -> Arc<Clock> {
         Arc::default()
+    }
+
+    /// Renewals and expiries on this member while it led.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.renewed.load(Relaxed), self.expired.load(Relaxed))
     }
 
     /// Starts the clock, once store and node are there. Within a runtime.
@@ -104,7 +114,10 @@ impl Clock {
             let term = self.confirm_leading(member).await?;
             let renewal = self.table.lock().renew(id, term, Instant::now());
             match renewal {
-                Renewal::Renewed { ttl } => return Ok(ttl),
+                Renewal::Renewed { ttl } => {
+                    self.renewed.fetch_add(1, Relaxed);
+                    return Ok(ttl);
+                }
                 Renewal::Unknown => return Ok(0),
                 Renewal::NotLeading => return Err(EtcdError::NotLeader.into()),
                 Renewal::Checkpointed => self.clear_checkpoint(member, id, term).await?,
@@ -232,6 +245,7 @@ impl Clock {
             tracing::warn!(%error, leases = ids.len(), "expired leases could not be revoked yet");
             return true;
         }
+        self.expired.fetch_add(ids.len() as u64, Relaxed);
         let table = self.table.lock();
         ids.len() == EXPIRED_MAX || ids.iter().any(|&id| table.contains(id))
     }

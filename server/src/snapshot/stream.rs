@@ -114,6 +114,7 @@ async fn send(
         }
     }
     part(Bytes::copy_from_slice(&reader.sha256.finalize()), 0).await?;
+    ctx.metrics.store.backend_snapshots.observe(begin.elapsed().as_secs_f64());
     tracing::info!(
         total_bytes = total,
         took_ms = begin.elapsed().as_millis() as u64,

@@ -45,6 +45,10 @@ pub(super) struct Shared {
     synced: Mutex<Synced>,
     history: OnceLock<Arc<dyn History>>,
     serial: AtomicU64,
+    /// Streams, watches and events sent, for metrics.
+    pub streams: AtomicUsize,
+    watchers: AtomicUsize,
+    pub events: AtomicU64,
     /// The hub was dropped.
     dropped: AtomicBool,
     readers: Semaphore,
@@ -58,6 +62,19 @@ struct Synced {
     position: i64,
     /// Streams that asked for progress before it could be told.
     awaiting_progress: Vec<(Arc<Watches>, i64)>,
+}
+
+/// What goes on in the hub.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub streams: usize,
+    pub watchers: usize,
+    /// Of these, those that have been handed all there is.
+    pub synced: usize,
+    /// Sent since the start.
+    pub events: u64,
+    /// Revisions that are still to be handed to the synced ones.
+    pub pending: usize,
 }
 
 /// The watches of one stream.
@@ -99,6 +116,9 @@ impl Hub {
             synced: Mutex::default(),
             history: OnceLock::new(),
             serial: AtomicU64::new(0),
+            streams: AtomicUsize::new(0),
+            watchers: AtomicUsize::new(0),
+            events: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
             readers: Semaphore::new(READERS_MAX),
         });
@@ -131,6 +151,22 @@ impl Hub {
     pub fn restored(&self, revision: i64, compacted: i64) {
         *self.shared.recent.lock() = Recent::new(revision, compacted);
         self.shared.changed.notify_one();
+    }
+
+    /// What goes on, for metrics.
+    pub fn traffic(&self) -> Traffic {
+        let shared = &self.shared;
+        let synced = shared.synced_count.load(SeqCst);
+        let newest = shared.recent.lock().revision();
+        let position = shared.synced.lock().position;
+        Traffic {
+            streams: shared.streams.load(SeqCst),
+            watchers: shared.watchers.load(SeqCst),
+            synced,
+            events: shared.events.load(SeqCst),
+            // Without watchers nothing is handed out, and the position stays behind.
+            pending: if synced > 0 { (newest - position).max(0) as usize } else { 0 },
+        }
     }
 
     /// How many watchers are synced.
@@ -191,6 +227,7 @@ impl Shared {
         let next = if from_now_on { start.max(revision + 1) } else { start };
         let watcher = Watcher::new(self.serial.fetch_add(1, SeqCst), watch, watches.outbox.clone(), next);
         state.by_id.insert(id, watcher.clone());
+        self.watchers.fetch_add(1, SeqCst);
         watches.outbox.answer(Item::Created { id, revision });
         if from_now_on {
             self.join(&mut synced, watcher);
@@ -210,6 +247,7 @@ impl Shared {
             Some(watcher) => {
                 self.leave(&mut synced, &watcher);
                 watcher.cancel();
+                self.watchers.fetch_sub(1, SeqCst);
             }
             None if state.compacted.remove(&id) => {}
             None => return,
@@ -227,6 +265,7 @@ impl Shared {
         // The client may have canceled it meanwhile: a watch ends once.
         if state.by_id.get(&id).is_some_and(|found| Arc::ptr_eq(found, watcher)) {
             state.by_id.remove(&id);
+            self.watchers.fetch_sub(1, SeqCst);
             state.compacted.insert(id);
             drop(state);
             watcher.cancel();
@@ -269,6 +308,8 @@ impl Shared {
         watches.outbox.close();
         let mut synced = self.synced.lock();
         let watchers = std::mem::take(&mut watches.state.lock().by_id);
+        self.watchers.fetch_sub(watchers.len(), SeqCst);
+        self.streams.fetch_sub(1, SeqCst);
         for watcher in watchers.values() {
             self.leave(&mut synced, watcher);
             watcher.cancel();

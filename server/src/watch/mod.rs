@@ -44,7 +44,7 @@ use proto::{KeyRange, etcdserverpb::ResponseHeader, mvccpb};
 use storage::{Event, ReadError, StorageError, Store};
 use tokio_util::sync::CancellationToken;
 
-pub use hub::Hub;
+pub use hub::{Hub, Traffic};
 pub(crate) use leader::leader_lost;
 pub use service::WatchService;
 

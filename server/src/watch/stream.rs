@@ -1,6 +1,10 @@
 //! One stream of watches: a task reads its requests; the response side sends what comes into its outbox.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -34,6 +38,7 @@ pub(super) fn open(
     permission: impl Permission,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + 'static {
     let (hub, watches) = (hub.shared(), Arc::new(Watches::default()));
+    hub.streams.fetch_add(1, Relaxed);
     let gone = CancellationToken::new();
     let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
     tokio::spawn(receiver.run(requests, leader_lost, permission, member.shutdown(), member.progress_interval()));
@@ -185,6 +190,7 @@ impl Responses {
             if let Some(item) = self.items.pop_front() {
                 if let Item::Events(delivery) = &item {
                     delivery.watcher.sent_events();
+                    self.hub.events.fetch_add(delivery.events.len() as u64, Relaxed);
                 }
                 let history = self.hub.history().as_ref();
                 encode(item, self.member.as_ref(), history, &mut self.ready).map_err(|error| self.fatal(&error))?;

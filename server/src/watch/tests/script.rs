@@ -16,7 +16,7 @@ use proto::{
 use storage::{Applier, LogEntry, Options, Payload, Store};
 
 use super::*;
-use crate::{auth::Tokens, lease::Clock, observer::Observer};
+use crate::{auth::Tokens, lease::Clock, metrics::Metrics, observer::Observer};
 
 pub struct World {
     client: Client,
@@ -31,7 +31,8 @@ impl World {
     pub fn new(member: TestMember) -> World {
         let dir = tempfile::tempdir().unwrap();
         let hub = Hub::new();
-        let observer = Arc::new(Observer::new(hub.clone(), Clock::new(), Arc::new(Tokens::None)));
+        let (tokens, metrics) = (Arc::new(Tokens::None), Metrics::for_tests());
+        let observer = Arc::new(Observer::new(hub.clone(), Clock::new(), tokens, metrics));
         let store = Store::open(dir.path(), Options { observer, cache_bytes: 1 << 20 }).unwrap();
         hub.attach(store.clone());
         let client = Client::open(&hub, member);

@@ -1,0 +1,179 @@
+//! Metrics move when the thing they count is done.
+
+mod member;
+
+use std::collections::BTreeMap;
+
+use member::Member;
+use proto::etcdserverpb::{
+    CompactionRequest, DefragmentRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
+    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
+    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient, request_op::Request as Op,
+    watch_client::WatchClient, watch_request::RequestUnion,
+};
+use tonic::{Request, transport::Channel};
+
+/// Samples by name with labels.
+struct Samples(BTreeMap<String, f64>);
+
+impl Samples {
+    fn of(member: &Member) -> Samples {
+        let (code, page) = member.get("/metrics");
+        assert_eq!(code, 200);
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_string(), value.parse().unwrap())
+        };
+        Samples(lines.map(sample).collect())
+    }
+
+    fn get(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or(0.0)
+    }
+}
+
+fn put(key: &'static str, value: &'static str) -> PutRequest {
+    PutRequest { key: key.into(), value: value.into(), ..Default::default() }
+}
+
+fn range(key: &'static str) -> RangeRequest {
+    RangeRequest { key: key.into(), ..Default::default() }
+}
+
+async fn use_everything(channel: Channel) {
+    let mut kv = KvClient::new(channel.clone());
+    let mut versioned = Request::new(put("a", "1"));
+    versioned.metadata_mut().insert("client-api-version", "3.7".parse().unwrap());
+    kv.put(versioned).await.unwrap();
+    kv.put(put("b", "2")).await.unwrap();
+    kv.range(range("a")).await.unwrap();
+    let ops = [Op::RequestPut(put("a", "22")), Op::RequestRange(range("b"))];
+    let success = ops.map(|op| RequestOp { request: Some(op) }).to_vec();
+    kv.txn(TxnRequest { success, ..Default::default() }).await.unwrap();
+    kv.delete_range(DeleteRangeRequest { key: "b".into(), ..Default::default() }).await.unwrap();
+    let mut lease = LeaseClient::new(channel.clone());
+    for id in [1, 2] {
+        lease.lease_grant(LeaseGrantRequest { ttl: 60, id }).await.unwrap();
+    }
+    let alive = tokio_stream::iter([LeaseKeepAliveRequest { id: 1 }]);
+    let mut renewed = lease.lease_keep_alive(alive).await.unwrap().into_inner();
+    assert_eq!(renewed.message().await.unwrap().unwrap().ttl, 60);
+    lease.lease_revoke(LeaseRevokeRequest { id: 1 }).await.unwrap();
+    let mut maintenance = MaintenanceClient::new(channel);
+    maintenance.hash_kv(HashKvRequest::default()).await.unwrap();
+    kv.compact(CompactionRequest { revision: 4, physical: true }).await.unwrap();
+    maintenance.defragment(DefragmentRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_done_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &["--metrics=extensive"]);
+    let channel = Channel::from_shared(member.endpoint()).unwrap().connect().await.unwrap();
+    let before = Samples::of(&member);
+    use_everything(channel.clone()).await;
+    let after = Samples::of(&member);
+    let moved = |name: &str| after.get(name) - before.get(name);
+    for (name, by) in [
+        ("etcd_mvcc_put_total", 3.0),
+        ("etcd_mvcc_range_total", 2.0),
+        ("etcd_mvcc_delete_total", 1.0),
+        ("etcd_mvcc_txn_total", 1.0),
+        ("etcd_debugging_mvcc_total_put_size_in_bytes", 7.0),
+        ("etcd_debugging_mvcc_current_revision", 4.0),
+        ("etcd_debugging_mvcc_keys_total", 1.0),
+        ("etcd_debugging_mvcc_db_compaction_keys_total", 1.0),
+        ("etcd_debugging_mvcc_db_compaction_total_duration_milliseconds_count", 1.0),
+        ("etcd_debugging_lease_granted_total", 2.0),
+        ("etcd_debugging_lease_revoked_total", 1.0),
+        ("etcd_debugging_lease_renewed_total", 1.0),
+        ("etcd_debugging_lease_ttl_total_sum", 120.0),
+        ("etcd_mvcc_hash_rev_duration_seconds_count", 1.0),
+        ("etcd_disk_backend_defrag_duration_seconds_count", 1.0),
+        ("etcd_server_apply_duration_seconds_count{op=\"Put\",success=\"true\",version=\"v3\"}", 2.0),
+        ("etcd_server_apply_duration_seconds_count{op=\"Txn\",success=\"true\",version=\"v3\"}", 1.0),
+        ("etcd_server_client_requests_total{client_api_version=\"3.7\",type=\"unary\"}", 1.0),
+        ("etcd_server_client_requests_total{client_api_version=\"unknown\",type=\"stream\"}", 1.0),
+    ] {
+        assert_eq!(moved(name), by, "{name}");
+    }
+    let put = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
+    for name in ["started", "msg_received", "msg_sent"] {
+        assert_eq!(moved(&format!("grpc_server_{name}_total{{{put}}}")), 2.0, "{name}");
+    }
+    assert_eq!(moved(&format!("grpc_server_handled_total{{grpc_code=\"OK\",{put}}}")), 2.0);
+    assert_eq!(moved(&format!("grpc_server_handling_seconds_count{{{put}}}")), 2.0);
+    for name in [
+        "etcd_network_client_grpc_received_bytes_total",
+        "etcd_network_client_grpc_sent_bytes_total",
+        "etcd_disk_wal_write_bytes_total",
+        "etcd_disk_wal_fsync_duration_seconds_count",
+        "etcd_disk_wal_write_duration_seconds_count",
+        "etcd_disk_backend_commit_duration_seconds_count",
+        "etcd_server_proposals_applied_total",
+        "etcd_server_proposals_committed_total",
+        "pintle_log_batch_records_count",
+        "pintle_apply_batch_duration_seconds_count",
+    ] {
+        assert!(moved(name) > 0.0, "{name} moved by {}", moved(name));
+    }
+    for (name, value) in [
+        ("etcd_server_has_leader", 1.0),
+        ("etcd_server_is_leader", 1.0),
+        ("etcd_disk_defrag_inflight", 0.0),
+        ("etcd_mvcc_db_open_read_transactions", 0.0),
+        ("etcd_cluster_version{cluster_version=\"3.7\"}", 1.0),
+    ] {
+        assert_eq!(after.get(name), value, "{name}");
+    }
+    assert!(after.get("os_fd_used") > 0.0 && after.get("os_fd_limit") >= after.get("os_fd_used"));
+    assert!(after.get("etcd_debugging_mvcc_db_compaction_last") > 1e9);
+}
+
+#[tokio::test]
+async fn watches_are_counted_while_they_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &[]);
+    let channel = Channel::from_shared(member.endpoint()).unwrap().connect().await.unwrap();
+    let create = WatchCreateRequest { key: "a".into(), ..Default::default() };
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    requests.send(create).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut watch = WatchClient::new(channel.clone()).watch(stream).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().unwrap().created);
+    KvClient::new(channel).put(put("a", "1")).await.unwrap();
+    assert_eq!(watch.message().await.unwrap().unwrap().events.len(), 1);
+    let samples = Samples::of(&member);
+    for (name, value) in [
+        ("etcd_debugging_mvcc_watch_stream_total", 1.0),
+        ("etcd_debugging_mvcc_watcher_total", 1.0),
+        ("etcd_debugging_mvcc_slow_watcher_total", 0.0),
+        ("etcd_debugging_mvcc_events_total", 1.0),
+    ] {
+        assert_eq!(samples.get(name), value, "{name}");
+    }
+    drop((watch, requests));
+    // The member learns of it over the network.
+    let gone = || Samples::of(&member).get("etcd_debugging_mvcc_watch_stream_total") == 0.0;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !gone() {
+        assert!(std::time::Instant::now() < deadline, "the stream is still counted");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Samples::of(&member).get("etcd_debugging_mvcc_watcher_total"), 0.0);
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--warning-apply-duration=1ns", "--warning-unary-request-duration=1ns", "--unsafe-no-fsync"];
+    let member = Member::start(dir.path(), &flags);
+    let channel = Channel::from_shared(member.endpoint()).unwrap().connect().await.unwrap();
+    KvClient::new(channel).put(put("a", "1")).await.unwrap();
+    member.wait_for_log("--unsafe-no-fsync");
+    assert!(member.wait_for_log("apply request took too long").contains("\"expected-duration\":\"1ns\""));
+    assert!(member.wait_for_log("request stats").contains("/etcdserverpb.KV/Put"));
+    assert!(Samples::of(&member).get("etcd_server_slow_apply_total") > 0.0);
+}
