@@ -17,6 +17,7 @@ use crate::{
     logging::{self, Logging, LoggingError},
     quota,
     tls::{self, settings::SettingsError},
+    tracing_export,
     tuning::{Tuning, Unreadable},
     urls::{self, Address, Url, UrlError},
 };
@@ -52,6 +53,7 @@ pub struct Config {
     pub retention: Option<Retention>,
     pub watch_progress_interval: Duration,
     pub tuning: Tuning,
+    pub tracing: Option<tracing_export::Settings>,
     pub corruption_checks: corruption::Intervals,
     /// None: a downgrade is ended by hand only.
     pub downgrade_check: Option<Duration>,
@@ -114,6 +116,8 @@ pub enum ConfigError {
     Value { flag: &'static str, value: String, takes: &'static str },
     #[error(transparent)]
     Gate(#[from] GateError),
+    #[error(transparent)]
+    Tracing(#[from] tracing_export::SettingsError),
     #[error(transparent)]
     Logging(#[from] LoggingError),
     #[error("--{flag} must be >0 (set to 0ms)")]
@@ -249,6 +253,7 @@ impl Config {
             peer_tls,
             retention,
             watch_progress_interval: time(flags, "watch-progress-notify-interval")?,
+            tracing: tracing_export::Settings::from_flags(flags)?,
             tuning: tuning.map_err(|Unreadable { flag, takes }| invalid(flags, flag, takes))?,
             corruption_checks: corruption_checks(flags)?,
             downgrade_check: Some(time(flags, "downgrade-check-time")?).filter(|time| !time.is_zero()),

@@ -20,7 +20,7 @@ use tonic::Status;
 use crate::{
     auth::{Auth, Caller},
     gates::Gates,
-    metrics::Metrics,
+    metrics::{Metrics, Timed},
     peer_http::PeerHttp,
     quota::Quota,
     snapshot::Snapshots,
@@ -106,6 +106,7 @@ impl Context {
     }
 
     async fn propose_command(&self, command: Command) -> Result<Outcome, Status> {
+        let timed = command.op.as_ref().map(|op| self.metrics.request(storage::name_of(op)));
         if command.encoded_len() + etcd_envelope_bytes(self.member, &command) > self.limits.max_request_bytes {
             return Err(EtcdError::RequestTooLarge.into());
         }
@@ -116,7 +117,10 @@ impl Context {
         })?;
         match outcome.result {
             Some(Outcome::Failure(failure)) => Err(failure.into()),
-            Some(result) => Ok(result),
+            Some(result) => {
+                timed.into_iter().for_each(Timed::done);
+                Ok(result)
+            }
             None => Err(self.local_failure("the outcome of a command is empty")),
         }
     }

@@ -103,6 +103,11 @@ flags! {
     Bool  Taken "unsafe-no-fsync" = "false", "do not sync the log: a crash of the machine loses data";
     Bool  Taken "memory-mlock" = "false", "keep what has been used in memory";
     Value Taken "bootstrap-defrag-threshold-megabytes" = "0", "defragment at the start if that frees as much (0: never)";
+    Bool  Taken "enable-distributed-tracing" = "false", "send spans of calls to a collector (OTLP over gRPC)";
+    Value Taken "distributed-tracing-address" = "localhost:4317", "host and port of the collector";
+    Value Taken "distributed-tracing-service-name" = "etcd", "name of the service in spans";
+    Value Taken "distributed-tracing-instance-id" = "", "name of this member in spans";
+    Value Taken "distributed-tracing-sampling-rate" = "0", "spans in a million that are sent, of calls that belong to no trace";
     Value Taken "config-file" = "", "a YAML file with the flags' names as keys; with it neither flags nor environment count";
     Value Taken "cert-file" = "", "certificate for clients' connections";
     Value Taken "key-file" = "", "key of --cert-file";
@@ -163,11 +168,6 @@ flags! {
 
     Value Missing "discovery" = "", "";
     Value Missing "discovery-proxy" = "", "";
-    Bool  Missing "enable-distributed-tracing" = "false", "";
-    Value Missing "distributed-tracing-address" = "localhost:4317", "";
-    Value Missing "distributed-tracing-service-name" = "etcd", "";
-    Value Missing "distributed-tracing-instance-id" = "", "";
-    Value Missing "distributed-tracing-sampling-rate" = "0", "";
     Value Missing "discovery-fallback" = "exit", "";
 }
 

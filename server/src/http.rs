@@ -193,6 +193,7 @@ async fn metrics(State(ctx): Ctx) -> Response {
         keys: ctx.store.key_count(),
         revision: ctx.store.revision(),
         compacted: ctx.store.compacted_revision(),
+        members: ctx.node.members().iter().map(|member| member.id).collect(),
         stats: ctx.store.stats(),
         engine,
         auth_revision: ctx.store.auth().revision(),

@@ -96,12 +96,14 @@ impl Kv for KvService {
         let answers = answers::of(&request);
         let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
         checks::range(&request)?;
+        let timed = self.ctx.metrics.request("Range");
         if !request.serializable {
             self.ctx.read_barrier().await?;
         }
         let (key, range_end) = (request.key.clone(), request.range_end.clone());
         let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_keys(info, &key, &range_end, Right::Read);
         let mut response = self.ctx.read_by(&caller, check, self.read_range(request, answers.as_deref())).await?;
+        timed.done();
         self.ctx.stamp(&mut response.header);
         Ok(answers::counted(response, answers.as_ref()))
     }
@@ -159,10 +161,13 @@ impl Kv for KvService {
         quota::check(&self.ctx, cost::txn(&request)).await?;
         checks::txn(&request, self.ctx.limits.max_txn_ops)?;
         let mut response = if checks::is_read_only(&request) {
+            let timed = self.ctx.metrics.request("ReadonlyTxn");
             if !checks::is_serializable(&request) {
                 self.ctx.read_barrier().await?;
             }
-            self.read_txn_by(&caller, request, answers.as_deref()).await?
+            let response = self.read_txn_by(&caller, request, answers.as_deref()).await?;
+            timed.done();
+            response
         } else {
             match self.ctx.propose_by(&caller, Op::Txn(request)).await? {
                 Outcome::Txn(response) => response,

@@ -4,7 +4,8 @@
 //! flags.rs, config_file.rs, gates.rs,
 //! duration.rs, urls.rs, config.rs              what the command line means
 //! tuning.rs                                    flags that change how, and not what
-//! logging/, metrics/, rpc_count.rs             what the process tells
+//! logging/, metrics/, rpc_count.rs,
+//! tracing_export.rs                            what the process tells
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! discovery/, join.rs                          who the other members are: of a new cluster, of one that runs
 //! start.rs                                     store, Raft node and services put together; the end in order
@@ -63,6 +64,7 @@ mod snapshot;
 mod start;
 mod tls;
 mod too_large;
+mod tracing_export;
 mod tuning;
 mod urls;
 mod version;

@@ -36,6 +36,7 @@ use crate::{
     serve::{self, Server},
     snapshot::Snapshots,
     tls::{self, Tls},
+    tracing_export::Tracing,
     tuning::Tuning,
     urls, version, watch,
 };
@@ -145,7 +146,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for listener in listeners.metrics {
         server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
-    let grpc = serve::grpc_routes(ctx.clone(), hub, clock, config.tuning.slow_request).await?;
+    let mut grpc = serve::grpc_routes(ctx.clone(), hub, clock, config.tuning.slow_request).await?;
+    let spans = config.tracing.as_ref().map(Tracing::start).transpose()?;
+    if let Some(spans) = &spans {
+        grpc = grpc.layer(spans.layer());
+    }
     let access = access::Control { access: config.access.clone(), with_gateway: config.json_gateway, ctx: ctx.clone() };
     let access = Arc::new(access);
     let gateway = if config.json_gateway {
@@ -207,6 +212,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     shutdown.cancel();
     if tokio::time::timeout(DRAIN_MAX, server.ended()).await.is_err() {
         tracing::warn!("some client connections are still open; closing them");
+    }
+    if let Some(spans) = spans {
+        // It says itself why it failed.
+        let _ = tokio::task::spawn_blocking(move || spans.stop()).await;
     }
     let stopped = tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await;
     peer_stop.cancel();

@@ -53,6 +53,6 @@ pub use export::Export;
 pub use hash::HashKv;
 pub use lease::LeaseInfo;
 pub use record::Kind;
-pub use stats::{Engine, Stats, Work};
+pub use stats::{Engine, Stats, Work, name_of};
 pub use store::{Applied, Options, Size, Store, Versions};
 pub use stream::RangeCursor;

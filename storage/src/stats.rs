@@ -191,7 +191,7 @@ impl Store {
 }
 
 /// etcd's name for a command, as its metrics have it. (etcd: `server/etcdserver/apply/uber_applier.go`.)
-pub(crate) fn name_of(op: &Op) -> &'static str {
+pub fn name_of(op: &Op) -> &'static str {
     match op {
         Op::Put(_) => "Put",
         Op::DeleteRange(_) => "DeleteRange",

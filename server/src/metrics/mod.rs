@@ -24,7 +24,7 @@ use std::{
 };
 
 use prometheus::{
-    Encoder, Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+    Encoder, Error, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
     process_collector::ProcessCollector,
 };
 use proto::MemberId;
@@ -59,6 +59,7 @@ pub struct Settings {
 /// The counters and gauges of this process.
 pub struct Metrics {
     registry: Registry,
+    member: MemberId,
     settings: Settings,
     has_leader: IntGauge,
     is_leader: IntGauge,
@@ -72,6 +73,8 @@ pub struct Metrics {
     slow_read_indexes: IntCounter,
     learners_promoted: IntCounter,
     learners_not_promoted: IntCounterVec,
+    requests: HistogramVec,
+    known_peers: IntGaugeVec,
     cluster_version: IntGaugeVec,
     alarms: IntGaugeVec,
     auth_revision: IntGauge,
@@ -102,6 +105,27 @@ impl Drop for Pending<'_> {
     }
 }
 
+/// A request that has failed when this is dropped, unless it was done.
+pub struct Timed<'a> {
+    times: &'a HistogramVec,
+    kind: &'static str,
+    began: Instant,
+    is_done: bool,
+}
+
+impl Timed<'_> {
+    pub fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        let success = if self.is_done { "true" } else { "false" };
+        self.times.with_label_values(&[self.kind, success]).observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
 /// What is read at the moment someone looks.
 #[derive(Default)]
 pub struct Now {
@@ -116,6 +140,7 @@ pub struct Now {
     /// Member and kind.
     pub alarms: Vec<(MemberId, String)>,
     pub cluster_version: String,
+    pub members: Vec<MemberId>,
 }
 
 impl Metrics {
@@ -134,6 +159,7 @@ impl Metrics {
         quota.set(settings.quota_bytes);
         show_gates(&make, gates)?;
         let metrics = Metrics {
+            member,
             settings,
             has_leader: make.gauge("etcd_server_has_leader", "Whether a leader is known.")?,
             is_leader: make.gauge("etcd_server_is_leader", "Whether this member is the leader.")?,
@@ -152,6 +178,17 @@ impl Metrics {
                 "etcd_server_learner_promote_failures",
                 "Promotions that were refused.",
                 &["Reason"],
+            )?,
+            requests: make.histograms(
+                "etcd_server_request_duration_seconds",
+                "How long requests took on this member, from the call to the answer.",
+                &["type", "success"],
+                prometheus::exponential_buckets(0.001, 2.0, 14)?,
+            )?,
+            known_peers: make.gauges(
+                "etcd_network_known_peers",
+                "1 for each of the other members.",
+                &["Local", "Remote"],
             )?,
             cluster_version: make.gauges(
                 "etcd_cluster_version",
@@ -203,6 +240,11 @@ impl Metrics {
         Pending(&self.pending)
     }
 
+    /// Times a request of this kind, in etcd's words, from now on.
+    pub fn request(&self, kind: &'static str) -> Timed<'_> {
+        Timed { times: &self.requests, kind, began: Instant::now(), is_done: false }
+    }
+
     pub fn read_index_took(&self, time: Duration, is_done: bool) {
         if !is_done {
             self.read_indexes_failed.inc();
@@ -251,6 +293,10 @@ impl Metrics {
         self.revision.set(now.revision);
         self.compacted.set(now.compacted);
         self.auth_revision.set(now.auth_revision as i64);
+        self.known_peers.reset();
+        for peer in now.members.iter().filter(|peer| **peer != self.member) {
+            self.known_peers.with_label_values(&[&self.member.to_string(), &peer.to_string()]).set(1);
+        }
         self.cluster_version.reset();
         if !now.cluster_version.is_empty() {
             self.cluster_version.with_label_values(&[&now.cluster_version]).set(1);

@@ -42,7 +42,9 @@ fn observe_everything(metrics: &Arc<Metrics>) {
 fn every_family_of_etcd_is_there_with_its_type_and_labels() {
     let metrics = Metrics::for_tests();
     observe_everything(&metrics);
-    let now = Now { cluster_version: "3.7".into(), ..Default::default() };
+    metrics.request("Put").done();
+    let members = vec![MemberId(7), MemberId(8)];
+    let now = Now { cluster_version: "3.7".into(), members, ..Default::default() };
     let found = families(&metrics.page(&now).unwrap());
     let list = include_str!("etcd.txt").lines().filter(|line| !line.starts_with('#'));
     for line in list {
