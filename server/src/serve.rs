@@ -212,7 +212,7 @@ impl Server {
             answer.map_ok(answers::until_sent)
         });
         let builder = self.builder();
-        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -8,8 +8,13 @@ use std::{
     time::Duration,
 };
 
+use futures::{SinkExt as _, Stream, StreamExt as _};
 use member::Member;
 use serde_json::{Value, json};
+use tokio_tungstenite::{
+    client_async,
+    tungstenite::{Error, Message},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -273,6 +278,33 @@ fn the_process_tells_its_variables() {
     assert_eq!(vars["raft.status"]["raftState"], "StateLeader");
     assert_eq!(vars["raft.status"]["id"], vars["raft.status"]["lead"]);
     assert_eq!(post(&member, "/debug/vars", "").code, 405);
+}
+
+#[tokio::test]
+async fn a_websocket_carries_the_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &[]);
+    let open = async |path: &str| {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", member.client)).await.unwrap();
+        client_async(format!("ws://localhost{path}"), stream).await.unwrap().0
+    };
+    let mut watch = open("/v3/watch").await;
+    async fn next(socket: &mut (impl Stream<Item = Result<Message, Error>> + Unpin)) -> Value {
+        let message = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        serde_json::from_str(message.to_text().unwrap()).unwrap()
+    }
+    watch.send(Message::text(r#"{"create_request":{"key":"Zm9v"}}"#)).await.unwrap();
+    assert_eq!(next(&mut watch).await["result"]["created"], true);
+
+    let mut put = open("/v3/kv/put").await;
+    put.send(Message::text(r#"{"key":"Zm9v","value":"YmFy"}"#)).await.unwrap();
+    assert_eq!(next(&mut put).await["header"]["revision"], "2");
+    assert_eq!(next(&mut watch).await["result"]["events"][0]["kv"]["value"], "YmFy");
+    // The call ends with its client: the connection is closed from the other side, too.
+    watch.close(None).await.unwrap();
+    let end = async { while watch.next().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, end).await.unwrap();
+    assert_eq!(member.stop(), Some(0));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod codec;
 mod headers;
 mod json;
 mod paths;
+mod websocket;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -103,16 +104,10 @@ async fn moved() -> Response {
 }
 
 async fn serve(State(gateway): State<Gateway>, request: Request) -> Response {
-    let path = request.uri().path();
-    // etcd rewrites the path of its times before 3.4.
-    let rewritten = path.strip_prefix("/v3beta/").map(|rest| format!("/v3/{rest}"));
-    let Some(method) = gateway.methods.get(rewritten.as_deref().unwrap_or(path)) else {
-        return answer::refusal(&Status::not_found("Not Found"));
-    };
-    if request.method() != HttpMethod::POST {
-        return answer::refusal(&Status::unimplemented("Method Not Allowed"));
+    if websocket::is_asked_for(request.headers()) {
+        return websocket::accept(gateway, request);
     }
-    gateway.call(method, request).await.unwrap_or_else(|status| answer::refusal(&status))
+    gateway.answer(request).await
 }
 
 /// A call as the services take it, but for its messages.
@@ -128,6 +123,22 @@ impl Call {
 }
 
 impl Gateway {
+    fn method(&self, path: &str) -> Option<&Method> {
+        // etcd rewrites the path of its times before 3.4.
+        let rewritten = path.strip_prefix("/v3beta/").map(|rest| format!("/v3/{rest}"));
+        self.methods.get(rewritten.as_deref().unwrap_or(path))
+    }
+
+    async fn answer(&self, request: Request) -> Response {
+        let Some(method) = self.method(request.uri().path()) else {
+            return answer::refusal(&Status::not_found("Not Found"));
+        };
+        if request.method() != HttpMethod::POST {
+            return answer::refusal(&Status::unimplemented("Method Not Allowed"));
+        }
+        self.call(method, request).await.unwrap_or_else(|status| answer::refusal(&status))
+    }
+
     async fn call(&self, method: &Method, request: Request) -> Result<Response, Status> {
         let timeout = headers::timeout(request.headers())?;
         let call = Call {
