@@ -52,7 +52,7 @@ use crate::{
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// What a client may send ahead, so that a large request is not slowed down by round trips.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Each connection may fill its window with requests that wait for their turn.
+/// Each connection may fill its window with what is not read yet.
 const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Streams that a client may give up before they are looked at. A client that drops many calls at once is no attacker.
 const PENDING_RESETS_MAX: usize = 1024;

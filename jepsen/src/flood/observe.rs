@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use proto::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{runtime, sync::oneshot, time::timeout};
 
 use crate::process::channel;
 
@@ -24,7 +25,7 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
 
 pub struct Observer {
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Seen>,
+    thread: JoinHandle<Result<Seen>>,
 }
 
 #[derive(Default)]
@@ -43,9 +44,10 @@ impl Seen {
 }
 
 impl Observer {
+    /// It has a thread of its own: the flood, which is made here too, must not hold it up.
     pub fn start(endpoint: String, pid: u32) -> Observer {
         let (stop, mut stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
+        let observe = async move {
             let mut kv = KvClient::new(channel(&endpoint));
             let mut seen = Seen::default();
             while matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
@@ -60,14 +62,19 @@ impl Observer {
             }
             seen.latencies_ms.sort_by(f64::total_cmp);
             seen
+        };
+        let thread = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(observe))
         });
-        Observer { stop, task }
+        Observer { stop, thread }
     }
 
     pub async fn finish(self) -> Result<Seen> {
         // It ends by itself only when it panics, which the join tells.
         let _ = self.stop.send(());
-        Ok(self.task.await?)
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await?;
+        joined.map_err(|_| anyhow!("the observer panicked"))?
     }
 }
 

@@ -1,9 +1,10 @@
 //! A bound on the bytes of requests that are being received or carried out, over all connections. A message says its
-//! length first, so a large one waits for its share before the rest of it is taken from the connection, where it is
-//! held back by flow control. A small one passes: its call costs as much.
+//! length first, so a large one takes its share before the rest of it is read, and is refused when there is none. It
+//! could not wait for one: what has come of it fills the connection's window, and the messages before it, which have
+//! their shares, would not get their rest. A small one passes: its call costs as much.
 //!
 //! Whoever has a share must send the rest in a set time: otherwise clients that begin and never end would keep the
-//! others waiting.
+//! others out.
 
 use std::{
     future::Future as _,
@@ -18,14 +19,16 @@ use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
 use hyper::body::{Body as HttpBody, Frame};
 use parking_lot::Mutex;
+use proto::EtcdError;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
+use tonic::Status;
 use tower::{Layer, Service};
 
 /// Of all large messages together. A command is copied a few times on its way to the disk.
-const BYTES_MAX: usize = 128 << 20;
+const BYTES_MAX: usize = 512 << 20;
 /// Messages below this are not counted.
 const SMALL: usize = 16 << 10;
 /// What a client gets to send a large message in, once it has its share.
@@ -41,7 +44,7 @@ pub struct RequestsLayer {
 }
 
 impl RequestsLayer {
-    /// Messages above `message_max` are refused at their first bytes, and are not waited for.
+    /// Messages above `message_max` are refused at their first bytes anyway, and take no share.
     pub fn new(message_max: usize) -> RequestsLayer {
         RequestsLayer { budget: Arc::new(Semaphore::new(BYTES_MAX)), message_max, receive_max: RECEIVE_MAX }
     }
@@ -137,14 +140,12 @@ struct Metered {
     layer: RequestsLayer,
     share: Share,
     messages: Messages,
-    /// A frame whose message waits for its share.
-    waiting: Option<(BoxFuture<'static, OwnedSemaphorePermit>, Bytes)>,
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Metered {
     fn new(body: Body, layer: RequestsLayer, share: Share) -> Metered {
-        Metered { body, layer, share, messages: Messages::default(), waiting: None, until: None }
+        Metered { body, layer, share, messages: Messages::default(), until: None }
     }
 }
 
@@ -154,47 +155,38 @@ impl HttpBody for Metered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        if this.waiting.is_none() {
-            let frame = match Pin::new(&mut this.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => frame,
-                Poll::Ready(end) => return Poll::Ready(end),
-                Poll::Pending => {
-                    if let Some(until) = &mut this.until {
-                        ready!(until.as_mut().poll(cx));
-                        return Poll::Ready(Some(Err(axum::Error::new(
-                            "the rest of the message has not come in time",
-                        ))));
-                    }
-                    return Poll::Pending;
-                }
-            };
-            let Ok(data) = frame.into_data() else { return Poll::Ready(None) };
-            let begins = this.messages.follow(&data);
-            if begins.is_some() {
-                // The message before has been taken.
-                this.share.lock().take();
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(end) => return Poll::Ready(end),
+            Poll::Pending => {
+                let Some(until) = &mut this.until else { return Poll::Pending };
+                ready!(until.as_mut().poll(cx));
+                let late = Status::deadline_exceeded("the rest of the message has not come in time");
+                return Poll::Ready(Some(Err(axum::Error::new(late))));
             }
-            if this.messages.left == 0 {
-                this.until = None;
+        };
+        let Ok(data) = frame.into_data() else { return Poll::Ready(None) };
+        let begins = this.messages.follow(&data);
+        if let Some(bytes) = begins {
+            // The message before has been taken.
+            this.share.lock().take();
+            if let Some(share) = this.layer.share(bytes) {
+                let Ok(permit) = this.layer.budget.clone().try_acquire_many_owned(share) else {
+                    let refused = Status::from(EtcdError::RequestTooManyRequests);
+                    return Poll::Ready(Some(Err(axum::Error::new(refused))));
+                };
+                *this.share.lock() = Some(permit);
+                this.until = Some(Box::pin(sleep(this.layer.receive_max)));
             }
-            let Some(share) = begins.and_then(|bytes| this.layer.share(bytes)) else {
-                return Poll::Ready(Some(Ok(Frame::data(data))));
-            };
-            let granted = this.layer.budget.clone().acquire_many_owned(share);
-            this.waiting = Some((granted.map(|granted| granted.expect("it is never closed")).boxed(), data));
         }
-        let (granted, _) = this.waiting.as_mut().expect("it has just been set");
-        let permit = ready!(granted.as_mut().poll(cx));
-        *this.share.lock() = Some(permit);
-        if this.messages.left > 0 {
-            this.until = Some(Box::pin(sleep(this.layer.receive_max)));
+        if this.messages.left == 0 {
+            this.until = None;
         }
-        let (_, data) = this.waiting.take().expect("it was there");
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.body.is_end_stream()
+        self.body.is_end_stream()
     }
 }
 
@@ -223,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_message_waits_for_its_share_and_a_small_one_does_not() {
+    async fn a_large_message_takes_its_share_and_a_small_one_passes() {
         let layer = RequestsLayer::new(2 * MESSAGE);
         let mut bodies: Vec<_> = (0..BYTES_MAX / MESSAGE).map(|_| metered(&layer, vec![begun(MESSAGE)])).collect();
         for (body, _) in &mut bodies {
@@ -232,10 +224,12 @@ mod tests {
         let (mut small, _) = metered(&layer, vec![begun(SMALL - 1)]);
         assert_eq!(frame(&mut small).await.unwrap().unwrap(), 105);
         let (mut too_large, _) = metered(&layer, vec![begun(2 * MESSAGE + 1)]);
-        assert_eq!(frame(&mut too_large).await.unwrap().unwrap(), 105, "it is refused, not waited for");
+        assert_eq!(frame(&mut too_large).await.unwrap().unwrap(), 105, "it takes no share");
         let (mut next, _) = metered(&layer, vec![begun(MESSAGE)]);
-        assert!(tokio::time::timeout(Duration::from_millis(50), frame(&mut next)).await.is_err());
+        let refused = Status::from_error(Box::new(frame(&mut next).await.unwrap().unwrap_err()));
+        assert_eq!(refused.message(), "etcdserver: too many requests");
         bodies[0].1.lock().take();
+        let (mut next, _) = metered(&layer, vec![begun(MESSAGE)]);
         assert_eq!(frame(&mut next).await.unwrap().unwrap(), 105);
     }
 

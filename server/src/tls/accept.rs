@@ -38,6 +38,10 @@ impl Acceptor {
     /// # Errors
     /// When a file cannot be used.
     pub fn new(settings: &Settings, pair: &Pair) -> Result<Acceptor, TlsError> {
+        if let Some(shown) = &settings.client_pair {
+            // Nothing connects to clients' ports with it; like etcd, Pintle looks whether it could.
+            files::certified_key(shown, &settings.protocol)?;
+        }
         let (settings_kept, pair_kept) = (settings.clone(), pair.clone());
         let config = Reloaded::new(files_of(settings, pair), move || server_config(&settings_kept, &pair_kept))?;
         Ok(Acceptor {
