@@ -103,8 +103,8 @@ impl Intervals {
         match range_end {
             b"" => true,
             b"\0" => interval.end.is_none(),
-            // A range that ends before the interval begins holds no key, and is not permitted either.
-            end => interval.begin.as_ref() < end && interval.reaches(end),
+            // A range that ends before it begins holds no key; etcd asks for its first one.
+            end => interval.reaches(end),
         }
     }
 }
@@ -170,9 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_ends_before_it_begins_is_permitted_nowhere_but_inside() {
-        assert!(!reads(&[("b", "d")], "c", "a"));
-        assert!(!reads(&[("b", "d")], "b", "a"));
+    fn of_a_range_that_ends_before_it_begins_the_first_key_counts() {
+        assert!(reads(&[("b", "d")], "c", "a"));
+        assert!(reads(&[("b", "d")], "b", "a"));
+        assert!(!reads(&[("b", "d")], "e", "a"));
     }
 
     #[test]
