@@ -1,7 +1,7 @@
 //! One script of etcdctl commands, run against etcd and Pintle side by side.
 //!
 //! Whatever etcdctl prints, and how it exits, must be the same for both once ids, addresses, sizes and times are taken
-//! out. The script is `etcdctl/script.txt`, and `etcdctl/missing.txt` for what Pintle does not have yet.
+//! out. The script is `etcdctl/script.txt`.
 
 mod normalise;
 mod script;
@@ -15,14 +15,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use proto::etcdserverpb::{MemberListRequest, cluster_client::ClusterClient};
+use proto::etcdserverpb::{
+    MemberListRequest, StatusRequest, cluster_client::ClusterClient, maintenance_client::MaintenanceClient,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
     time::{sleep, timeout},
 };
 
-use crate::process::{Cluster, Target};
+use crate::{
+    failover,
+    process::{Cluster, Target},
+};
 use normalise::Names;
 use script::{Ends, Step};
 
@@ -33,7 +38,7 @@ const PERF_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// etcdctl 3.5
+    /// etcdctl 3.5, with etcdutl beside it
     #[arg(long)]
     etcdctl: PathBuf,
     /// The etcd to compare with
@@ -44,12 +49,9 @@ pub struct Arguments {
     /// Members of each cluster
     #[arg(long, default_value_t = 1, value_parser = crate::kill::parse_size)]
     nodes: usize,
-    /// Also run `check perf --load=s` on each, which takes a minute each time
+    /// Also run `check perf --load=s` and `check datascale --load=s` on each, which takes more than a minute each time
     #[arg(long)]
     perf: bool,
-    /// Also run what Pintle does not have yet
-    #[arg(long)]
-    missing: bool,
     /// Print each command, and what etcd answers
     #[arg(long)]
     verbose: bool,
@@ -68,10 +70,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn compare(etcd: &mut Side, pintle: &mut Side, arguments: &Arguments) -> Result<()> {
-    let mut steps = script::parse(include_str!("etcdctl/script.txt"))?;
-    if arguments.missing {
-        steps.extend(script::parse(include_str!("etcdctl/missing.txt"))?);
-    }
+    let steps = script::parse(include_str!("etcdctl/script.txt"))?;
     let mut differing = 0;
     for step in &steps {
         let (expected, actual) = tokio::join!(etcd.run(step), pintle.run(step));
@@ -142,6 +141,8 @@ struct Side {
     etcdctl: PathBuf,
     cluster: Cluster,
     names: Names,
+    /// What commands have kept, and without that: a folder for files, a client URL, the id of a member that does not
+    /// lead.
     kept: HashMap<String, String>,
 }
 
@@ -150,17 +151,43 @@ impl Side {
         let dir = dir.join(label);
         std::fs::create_dir(&dir)?;
         let cluster = Cluster::start(&Target::new(binary)?, arguments.nodes, &dir, &[]).await?;
-        let names =
+        let mut names =
             timeout(COMMAND_LIMIT, names(&cluster)).await.context("not all members made themselves known")??;
         let etcdctl = arguments.etcdctl.canonicalize().context("no etcdctl")?;
-        Ok(Side { etcdctl, cluster, names, kept: HashMap::new() })
+        let dir = dir.to_string_lossy().into_owned();
+        names.add_address(&dir, "dir");
+        let kept = HashMap::from([("dir".to_owned(), dir), ("endpoint".to_owned(), cluster.nodes[0].endpoint())]);
+        Ok(Side { etcdctl, cluster, names, kept })
+    }
+
+    /// Finds out which member does not lead now.
+    async fn choose_follower(&mut self) -> Result<()> {
+        let leader = failover::leader(&self.cluster.nodes).await?;
+        let follower = &self.cluster.nodes[(leader + 1) % self.cluster.nodes.len()];
+        let status = MaintenanceClient::new(follower.channel()).status(StatusRequest {}).await?.into_inner();
+        let id = status.header.context("an answer without a header")?.member_id;
+        self.kept.insert("follower".to_owned(), format!("{id:x}"));
+        Ok(())
     }
 
     fn command(&self, words: &[String]) -> Command {
-        let mut command = Command::new(&self.etcdctl);
+        let mut command = self.program(&self.etcdctl, words);
+        // etcdctl refuses to be told twice.
+        if !words.iter().any(|word| word.starts_with("--endpoints=")) {
+            command.env("ETCDCTL_ENDPOINTS", self.cluster.endpoints().join(","));
+        }
+        command
+    }
+
+    /// A command on files.
+    fn offline_command(&self, words: &[String]) -> Command {
+        self.program(&self.etcdctl.with_file_name("etcdutl"), words)
+    }
+
+    fn program(&self, program: &Path, words: &[String]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(script::fill_in(words, &self.kept))
-            .env("ETCDCTL_ENDPOINTS", self.cluster.endpoints().join(","))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -170,7 +197,14 @@ impl Side {
 
     /// Runs a command and gives its outcome: what it printed, what it complained of, how it exited.
     async fn run(&mut self, step: &Step) -> Result<Vec<String>> {
-        let mut child = self.command(&step.words).spawn().context("cannot run etcdctl")?;
+        if step.words.iter().any(|word| word.contains("{follower}")) {
+            self.choose_follower().await?;
+        }
+        let mut command = match step.offline {
+            true => self.offline_command(&step.words),
+            false => self.command(&step.words),
+        };
+        let mut child = command.spawn().context("cannot run etcdctl")?;
         let mut input = child.stdin.take().expect("the input is piped");
         // A command that has ended meanwhile wanted no input.
         let _ = input.write_all(step.input.as_bytes()).await;
@@ -178,7 +212,8 @@ impl Side {
         let outcome = async {
             match &step.ends {
                 None => anyhow::Ok((child.wait_with_output().await?, true)),
-                Some(ends) => Ok((self.end_after(child, ends).await?, false)),
+                Some(Ends::AfterLines { lines, beside }) => Ok((self.end_after(child, *lines, beside).await?, false)),
+                Some(Ends::WhenPrinted(beside)) => Ok((self.end_when_printed(child, beside).await?, false)),
             }
         };
         let (output, by_itself): (Output, bool) =
@@ -193,7 +228,11 @@ impl Side {
             self.kept.insert(name.clone(), value.to_owned());
         }
         let mut lines = normalise::output(&step.words, &output.stdout, &self.names)?;
-        lines.extend(normalise::errors(&output.stderr, &self.names).into_iter().map(|line| format!("error: {line}")));
+        lines.extend(
+            normalise::errors(&step.words, &output.stderr, &self.names)
+                .into_iter()
+                .map(|line| format!("error: {line}")),
+        );
         if by_itself && !output.status.success() {
             lines.push(output.status.to_string());
         }
@@ -201,14 +240,14 @@ impl Side {
     }
 
     /// Reads so many lines, then ends the command. What it logs is not compared: it depends on how it is ended.
-    async fn end_after(&self, mut child: Child, ends: &Ends) -> Result<Output> {
+    async fn end_after(&self, mut child: Child, after: usize, beside: &[String]) -> Result<Output> {
         let mut lines = BufReader::new(child.stdout.take().expect("the output is piped")).lines();
-        if !ends.beside.is_empty() {
-            let beside = self.command(&ends.beside).output().await?;
-            ensure!(beside.status.success(), "{}: {}", ends.beside.join(" "), String::from_utf8_lossy(&beside.stderr));
+        if !beside.is_empty() {
+            let output = self.command(beside).output().await?;
+            ensure!(output.status.success(), "{}: {}", beside.join(" "), String::from_utf8_lossy(&output.stderr));
         }
         let mut stdout = Vec::new();
-        for _ in 0..ends.after_lines {
+        for _ in 0..after {
             match lines.next_line().await? {
                 Some(line) => stdout.extend_from_slice(format!("{line}\n").as_bytes()),
                 None => {
@@ -224,15 +263,34 @@ impl Side {
         Ok(Output { status: child.wait().await?, stdout, stderr: Vec::new() })
     }
 
+    /// Runs a command beside until it prints something, then ends the first. Gives what the one beside printed.
+    async fn end_when_printed(&self, mut child: Child, beside: &[String]) -> Result<Output> {
+        loop {
+            let output = self.command(beside).output().await?;
+            if !output.stdout.is_empty() {
+                child.kill().await?;
+                return Ok(Output { stderr: Vec::new(), ..output });
+            }
+            if let Some(status) = child.try_wait()? {
+                let stderr = child.wait_with_output().await?.stderr;
+                bail!("it ended by itself with {status}: {}", String::from_utf8_lossy(&stderr));
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// etcdctl's own judgement of a small load.
     async fn check_perf(&self) -> Result<()> {
-        let words = ["check", "perf", "--load=s"].map(str::to_owned);
-        let output = timeout(PERF_LIMIT, self.command(&words).output()).await.context("check perf does not end")??;
-        let text = String::from_utf8_lossy(&output.stdout);
-        for line in text.lines().filter(|line| line.starts_with("PASS") || line.starts_with("FAIL")) {
-            println!("{}: {line}", self.cluster.nodes[0].endpoint());
+        for check in ["perf", "datascale"] {
+            let words = ["check", check, "--load=s"].map(str::to_owned);
+            let output =
+                timeout(PERF_LIMIT, self.command(&words).output()).await.context("the check does not end")??;
+            let text = String::from_utf8_lossy(&output.stdout);
+            for line in text.lines().filter(|line| line.starts_with("PASS") || line.starts_with("FAIL")) {
+                println!("{}: {line}", self.cluster.nodes[0].endpoint());
+            }
+            ensure!(output.status.success(), "check {check}: {}\n{text}", output.status);
         }
-        ensure!(output.status.success(), "check perf: {}\n{text}", output.status);
         Ok(())
     }
 }

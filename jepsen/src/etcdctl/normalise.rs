@@ -23,6 +23,14 @@ const VOLATILE: &[&str] = &[
     "target",
     "peer",
     "attempt",
+    // Of a snapshot, a file whose pages no two servers fill alike.
+    "size",
+    "totalsize",
+    // Counts what stands beside keys, too, and 3.6 added the storage version to that.
+    "totalkey",
+    "totalkeys",
+    // Where in etcdctl's source a line was logged says less than the line.
+    "caller",
 ];
 /// Which member leads is chance, if there are several.
 const LEADERSHIP: &[&str] = &["leader", "isleader"];
@@ -108,11 +116,16 @@ pub fn output(words: &[String], output: &[u8], names: &Names) -> Result<Vec<Stri
 }
 
 /// The lines of a command's standard error: a log in JSON, and plain text.
-pub fn errors(output: &[u8], names: &Names) -> Vec<String> {
+pub fn errors(words: &[String], output: &[u8], names: &Names) -> Vec<String> {
     let text = String::from_utf8_lossy(output);
     // A member may not know yet the token that another has given out; the client tries again.
     let lines = text.lines().filter(|line| !(names.several_members && line.contains("invalid auth token")));
-    lines.map(|line| json_line(line, names)).collect()
+    let mut lines: Vec<String> = lines.map(|line| json_line(line, names)).collect();
+    // Members complain in the order in which they answer.
+    if words[0] == "endpoint" {
+        lines.sort();
+    }
+    lines
 }
 
 fn decode(command: &str, bytes: &[u8]) -> Result<Option<String>> {
@@ -147,8 +160,13 @@ fn simple(words: &[String], line: &str, names: &Names) -> String {
         Some(["endpoint", "status"]) if names.several_members => &[3, 4, 6, 7, 8],
         Some(["endpoint", "status"]) => &[3, 6, 7, 8],
         Some(["endpoint", "hashkv"]) => &[1],
+        // Hash, revision, keys, size.
+        Some(["snapshot", "status"]) => &[0, 2, 3],
         _ => &[],
     };
+    if words[0] == "move-leader" {
+        return anyone(&plain(line, names));
+    }
     if volatile.is_empty() {
         return plain(line, names);
     }
@@ -157,6 +175,18 @@ fn simple(words: &[String], line: &str, names: &Names) -> String {
         false => plain(text, names),
     });
     columns.collect::<Vec<String>>().join(", ")
+}
+
+/// Which of the members it is, is chance.
+fn anyone(line: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("<member ") {
+        shown += before;
+        shown += "<member>";
+        rest = after.split_once('>').map_or("", |(_, rest)| rest);
+    }
+    shown + rest
 }
 
 fn field(line: &str, names: &Names) -> String {

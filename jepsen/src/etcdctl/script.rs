@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// One command, and how it is run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
+    /// etcdutl in place of etcdctl
+    pub offline: bool,
     pub words: Vec<String>,
     pub input: String,
     /// A name for a word of the output, counted from one.
@@ -16,10 +18,11 @@ pub struct Step {
 
 /// When a command that does not end by itself is ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ends {
-    pub after_lines: usize,
-    /// A command that makes it print.
-    pub beside: Vec<String>,
+pub enum Ends {
+    /// After so many lines; the command beside makes it print.
+    AfterLines { lines: usize, beside: Vec<String> },
+    /// As soon as another command, run again and again, prints something.
+    WhenPrinted(Vec<String>),
 }
 
 pub fn parse(script: &str) -> Result<Vec<Step>> {
@@ -34,8 +37,8 @@ pub fn parse(script: &str) -> Result<Vec<Step>> {
 fn parse_line(line: &str, steps: &mut Vec<Step>) -> Result<()> {
     let Some(sign) = line.chars().next().filter(|sign| *sign != '#') else { return Ok(()) };
     let rest = line[1..].strip_prefix(' ').unwrap_or_default();
-    if sign == '$' {
-        steps.push(Step { words: split(rest)?, ..Step::default() });
+    if matches!(sign, '$' | '%') {
+        steps.push(Step { words: split(rest)?, offline: sign == '%', ..Step::default() });
         return Ok(());
     }
     let step = steps.last_mut().context("no command yet")?;
@@ -47,8 +50,9 @@ fn parse_line(line: &str, steps: &mut Vec<Step>) -> Result<()> {
         }
         '!' => {
             let (lines, beside) = rest.split_once(' ').unwrap_or((rest, ""));
-            step.ends = Some(Ends { after_lines: lines.parse()?, beside: split(beside)? });
+            step.ends = Some(Ends::AfterLines { lines: lines.parse()?, beside: split(beside)? });
         }
+        '~' => step.ends = Some(Ends::WhenPrinted(split(rest)?)),
         _ => bail!("a line cannot begin with {sign:?}"),
     }
     Ok(())
@@ -88,20 +92,25 @@ mod tests {
 
     #[test]
     fn a_script_is_read_step_by_step() {
-        let steps = parse("# why\n\n$ put \"a b\" \"\"\n> name 2\n$ watch a\n! 3 put a 1\n$ txn\n< x\n<\n").unwrap();
-        assert_eq!(steps.len(), 3);
+        let steps =
+            parse("# why\n\n$ put \"a b\" \"\"\n> name 2\n$ watch a\n! 3 put a 1\n$ txn\n< x\n<\n% version\n~ get a\n")
+                .unwrap();
+        assert_eq!(steps.len(), 4);
         assert_eq!(steps[0].words, ["put", "a b", ""]);
         assert_eq!(steps[0].keep, Some(("name".to_owned(), 2)));
-        let ends = Ends { after_lines: 3, beside: vec!["put".into(), "a".into(), "1".into()] };
+        let ends = Ends::AfterLines { lines: 3, beside: vec!["put".into(), "a".into(), "1".into()] };
         assert_eq!(steps[1].ends, Some(ends));
         assert_eq!(steps[2].input, "x\n\n");
+        assert!(steps[3].offline && !steps[2].offline);
+        assert_eq!(steps[3].ends, Some(Ends::WhenPrinted(vec!["get".into(), "a".into()])));
         assert!(parse("? x").is_err());
         assert!(parse("$ put \"a").is_err());
     }
 
     #[test]
     fn the_script_names_only_what_it_has_kept() {
-        let mut kept = HashMap::new();
+        let given = ["dir", "endpoint", "follower"].into_iter().map(|name| (name.to_owned(), String::new()));
+        let mut kept: HashMap<String, String> = given.collect();
         for step in parse(include_str!("script.txt")).unwrap() {
             let words = fill_in(&step.words, &kept).join(" ");
             assert!(!words.contains('{'), "{words}");
