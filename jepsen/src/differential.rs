@@ -9,7 +9,8 @@
 //! | module | holds |
 //! |---|---|
 //! | `generate` | requests from a seed, aimed at the borders of what has been answered so far |
-//! | `request` | every unary call as a value |
+//! | `request` | every call as a value |
+//! | `json` | calls through the JSON gateway |
 //! | `peer` | one server: its process, connections and own ids |
 //! | `normal` | what may differ in any two servers: ids, clocks, sizes, unordered sets |
 //! | `known` | where Pintle differs from a version of etcd on purpose, with reasons |
@@ -24,6 +25,7 @@ mod area;
 mod coverage;
 mod generate;
 mod history;
+mod json;
 mod known;
 mod normal;
 mod peer;

@@ -7,6 +7,11 @@ fn reconfigure(binary: std::path::PathBuf, further: &[&str]) {
     binaries::run(&[&["reconfigure", "--binary", binary], further].concat());
 }
 
+#[test]
+fn members_come_and_go_under_load() {
+    reconfigure(binaries::pintle(), &["--largest", "5", "--seed", "3"]);
+}
+
 /// What is demanded of Pintle is what etcd does.
 #[test]
 fn etcd_passes_too() {

@@ -10,8 +10,12 @@ pub enum Area {
     Alarms,
     /// Learners that come and go, and leadership that moves
     Members,
-    /// Defragmentation and downgrades
+    /// Defragmentation, snapshots and downgrades
     Maintenance,
+    /// Elections and locks
+    Elections,
+    /// The JSON gateway
+    Gateway,
     /// Requests and answers of megabytes
     Sizes,
 }
@@ -22,7 +26,10 @@ impl Area {
         match kind {
             "Alarm" => Some(Area::Alarms),
             "MemberAdd" | "MemberRemove" | "MemberUpdate" | "MemberPromote" | "MoveLeader" => Some(Area::Members),
-            "Defragment" | "Downgrade" => Some(Area::Maintenance),
+            "Defragment" | "Downgrade" | "Snapshot" => Some(Area::Maintenance),
+            "Campaign" | "Proclaim" | "Leader" | "Observe" | "Resign" | "Lock" | "Unlock" => Some(Area::Elections),
+            // Sent alone, besides the watches that are followed, only to see who may watch.
+            "Watch" => Some(Area::Auth),
             _ if ["Auth", "User", "Role"].iter().any(|service| kind.starts_with(service)) => Some(Area::Auth),
             _ => None,
         }

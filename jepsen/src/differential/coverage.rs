@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use super::{
     area::Area,
-    request::{Answer, Failure, Request},
+    request::{Answer, Call, Door, Failure, Request},
 };
 
 /// Refusals that every run has to meet, by a part of their text, and what may be left out with them.
@@ -40,7 +40,19 @@ const FAILURES: &[(&str, Option<Area>)] = &[
     ("role is not granted to the user", Some(Area::Auth)),
     ("permission is not granted to the role", Some(Area::Auth)),
     ("authentication is not enabled", Some(Area::Auth)),
+    ("root user does not exist", Some(Area::Auth)),
+    ("root user does not have root role", Some(Area::Auth)),
+    ("authentication failed", Some(Area::Auth)),
+    ("permission denied", Some(Area::Auth)),
+    ("invalid auth token", Some(Area::Auth)),
+    ("invalid auth management", Some(Area::Auth)),
+    ("election: no leader", Some(Area::Elections)),
+    ("election: not leader", Some(Area::Elections)),
+    ("\"leader\" field must be provided", Some(Area::Elections)),
 ];
+
+/// Kinds of requests that have to go through the gateway in every run; chance decides which.
+const GATEWAY_KINDS_MIN: usize = 15;
 
 /// What happens on watch streams, besides unary answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,11 +95,17 @@ pub struct Coverage {
     refused_by_kind: BTreeMap<&'static str, u64>,
     watch: BTreeMap<WatchFact, u64>,
     forgiven: BTreeMap<&'static str, u64>,
+    /// Answered or refused through the gateway.
+    through_gateway: BTreeMap<&'static str, u64>,
     pub expired_keys: usize,
 }
 
 impl Coverage {
-    pub fn count(&mut self, request: &Request, answer: &Answer) {
+    pub fn count(&mut self, call: &Call, answer: &Answer) {
+        let request = &call.request;
+        if call.door == Door::Json {
+            *self.through_gateway.entry(request.kind()).or_default() += 1;
+        }
         match answer {
             Ok(_) => *self.answered.entry(request.kind()).or_default() += 1,
             Err(failure) => {
@@ -107,8 +125,8 @@ impl Coverage {
 
     /// What was not reached though it was not left out; empty after a good run.
     pub fn missing(&self, without: &[Area]) -> Vec<String> {
-        // Auth is never enabled, the learner never starts, and from what one may downgrade depends on the version.
-        let only_refused = ["AuthEnable", "Authenticate", "MemberPromote", "Downgrade"];
+        // The learner never starts, and from what one may downgrade depends on the version.
+        let only_refused = ["MemberPromote", "Downgrade"];
         let left_out = |area: Option<Area>| area.is_some_and(|area| without.contains(&area));
 
         let mut missing = Vec::new();
@@ -128,6 +146,9 @@ impl Coverage {
                 missing.push(format!("no watch with {fact:?}"));
             }
         }
+        if self.through_gateway.len() < GATEWAY_KINDS_MIN && !left_out(Some(Area::Gateway)) {
+            missing.push(format!("only {} kinds of requests through the gateway", self.through_gateway.len()));
+        }
         if self.expired_keys == 0 {
             missing.push("no key of an expired lease".to_owned());
         }
@@ -137,10 +158,11 @@ impl Coverage {
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "requests (answered, refused):")?;
+        writeln!(f, "requests (answered, refused, of these through the gateway):")?;
         for kind in Request::KINDS {
             let count = |counts: &BTreeMap<&str, u64>| counts.get(kind).copied().unwrap_or(0);
-            writeln!(f, "  {kind:22} {:8} {:8}", count(&self.answered), count(&self.refused_by_kind))?;
+            let (answered, refused) = (count(&self.answered), count(&self.refused_by_kind));
+            writeln!(f, "  {kind:22} {answered:8} {refused:8} {:8}", count(&self.through_gateway))?;
         }
         writeln!(f, "refusals:")?;
         for (failure, count) in &self.refused {

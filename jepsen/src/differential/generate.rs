@@ -3,6 +3,8 @@
 //! The generator knows as much as a client would: the newest revision it has seen, the newest compaction it asked for,
 //! the leases that it was granted. It aims revisions around these, so that the borders are hit and not only the middle.
 
+mod auth;
+mod election;
 mod kv;
 mod lease;
 mod pieces;
@@ -18,27 +20,38 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use super::{
     area::Area,
     known::Shunned,
-    request::{Answer, Reply, Request},
+    request::{Answer, Call, Door, Reply, Request},
 };
 
 pub use watches::{Create, STREAMS, WatchRound};
 
-/// Every key that is ever written. At most twelve: Go's sort is stable up to that length and unstable beyond it, so
-/// sorted answers with ties stay comparable.
-pub const KEYS: [&[u8]; 12] =
-    [b"\0", b"a", b"a\0", b"aa", b"ab", b"b", b"b\0c", b"c", b"c/1", b"c/2", b"\xfe", b"\xff\xff"];
+/// Every key that is ever written, besides the two that elections hold at a time. At most twelve together: Go's sort is
+/// stable up to that length and unstable beyond it, so sorted answers with ties stay comparable.
+pub const KEYS: [&[u8]; 10] = [b"\0", b"a", b"a\0", b"aa", b"ab", b"b", b"c", b"c/1", b"\xfe", b"\xff\xff"];
 const NEVER_WRITTEN: [&[u8]; 3] = [b"\0\0", b"bb", b"zz"];
 const RANGE_ENDS: [&[u8]; 8] = [b"\0", b"\0\0", b"b", b"c", b"c0", b"d", b"\xff", b"\xff\xff\xff"];
 
 /// A piece of the script comes at every multiple of this many requests, so that rare things happen in every run.
 const PIECE_INTERVAL: u64 = 80;
 const WATCH_ROUND_INTERVAL: u64 = 150;
+const GATEWAY_SHARE: f64 = 0.1;
 
 /// What is to be done next.
 #[derive(Debug)]
 pub enum Step {
-    Call(Request),
+    Call(Call),
+    /// A call that is answered only because of what is called after it.
+    Blocked(Blocked),
     Watches(WatchRound),
+}
+
+#[derive(Debug)]
+pub struct Blocked {
+    pub call: Call,
+    /// As long as fewer keys begin with it, the call is not yet waiting.
+    pub prefix: Bytes,
+    pub keys: i64,
+    pub meanwhile: Vec<Call>,
 }
 
 pub struct Generator {
@@ -100,7 +113,8 @@ impl Generator {
             self.next_piece();
             return self.step();
         }
-        Step::Call(self.request())
+        let call = Call::from(self.request());
+        Step::Call(self.through_some_door(call))
     }
 
     /// Takes note of what an answer says about the state.
@@ -115,7 +129,7 @@ impl Generator {
                 if !request.physical {
                     // Refused, but only when the compaction at work is done: until then HashKV may answer either way.
                     let wait = pb::CompactionRequest { physical: true, ..*request };
-                    self.script.push_front(Step::Call(Request::Compact(wait)));
+                    self.script.push_front(Step::Call(Request::Compact(wait).into()));
                 }
             }
             (Request::LeaseGrant(_), Reply::LeaseGrant(granted)) => self.leases.push(granted.id),
@@ -146,6 +160,13 @@ impl Generator {
             _ if self.has(Area::Auth) => self.auth_request(),
             _ => Request::Put(self.put()),
         }
+    }
+
+    /// Sends a share of the calls through the gateway.
+    fn through_some_door(&mut self, call: Call) -> Call {
+        let has_door = call.request.path().is_some() && self.has(Area::Gateway);
+        let door = if has_door && self.chance(GATEWAY_SHARE) { Door::Json } else { Door::Grpc };
+        Call { door, ..call }
     }
 
     fn has(&self, area: Area) -> bool {

@@ -1,21 +1,28 @@
 //! One of the two servers: its process, its connections, and the values only it knows (its own ids and URLs).
 
-use std::{path::Path, time::Duration};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
+use parking_lot::Mutex;
 use proto::etcdserverpb as pb;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
 use super::{
+    json::{self, Form},
     normal::Normalise as _,
-    request::{Answer, Clients, Failure, Reply, Request},
+    request::{Answer, Call, Caller, Clients, Door, Failure, Reply, Request},
     version::Version,
 };
 use crate::process::{Node, Target, channel};
 
 /// Longer than a server takes to give up on its own.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a call may take to leave the key with which it waits.
+const KEYS_LIMIT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Stands for the member's own id in a request, for each peer puts its own there.
 pub const OWN_MEMBER: u64 = u64::MAX - 1;
@@ -32,8 +39,12 @@ pub struct Peer {
     watch_channel: Channel,
     own_member: u64,
     own_url: String,
-    added_member: u64,
+    added_member: Mutex<u64>,
+    tokens: Mutex<HashMap<String, String>>,
 }
+
+/// Like a token, and of nobody.
+const FORGED_TOKEN: &str = "abcdefghijklmnop.7";
 
 impl Peer {
     pub async fn start(binary: &Path, dir: &Path, flags: &[String]) -> Result<Peer> {
@@ -42,10 +53,10 @@ impl Peer {
         node.start().await.with_context(|| node.log_tail())?;
         let clients = Clients::new(channel(&node.endpoint()));
 
-        let members = clients.call(Request::MemberList(pb::MemberListRequest { linearizable: true })).await;
+        let members = clients.call(Request::MemberList(pb::MemberListRequest { linearizable: true }), None).await;
         let Ok(Reply::MemberList(members)) = members else { return Err(anyhow!("MemberList answered {members:?}")) };
         let member = members.members.first().context("a cluster without members")?;
-        let status = clients.call(Request::Status(pb::StatusRequest {})).await;
+        let status = clients.call(Request::Status(pb::StatusRequest {}), None).await;
         let Ok(Reply::Status(status)) = status else { return Err(anyhow!("Status answered {status:?}")) };
 
         Ok(Peer {
@@ -54,39 +65,83 @@ impl Peer {
             clients,
             own_member: member.id,
             own_url: member.peer_ur_ls.first().context("a member without a peer URL")?.clone(),
-            added_member: 0,
+            added_member: Mutex::new(0),
+            tokens: Mutex::default(),
             node,
         })
     }
 
-    /// Sends a request with this peer's own values in it; the answer is normalised.
-    pub async fn call(&self, mut request: Request) -> Answer {
+    /// Sends a request with this peer's own values in it; the answer is normalised. The form is that of the gateway's
+    /// answer.
+    pub async fn call(&self, call: Call) -> (Answer, Option<Form>) {
+        let Call { mut request, caller, door } = call;
         self.fill_in(&mut request);
-        let mut answer = self.answer(request).await;
-        if let Ok(reply) = &mut answer {
-            reply.normalise();
-        }
-        answer
-    }
-
-    async fn answer(&self, request: Request) -> Answer {
-        let Ok(answer) = timeout(ANSWER_LIMIT, self.clients.call(request)).await else {
-            return Err(Failure::unanswered(ANSWER_LIMIT));
+        let token = self.token(caller);
+        let sent = request.clone();
+        let answered = async {
+            match door {
+                Door::Grpc => (self.clients.call(request, token.as_deref()).await, None),
+                Door::Json => match json::call(&self.address(), &request, token.as_deref()).await {
+                    Ok((answer, form)) => (answer, Some(form)),
+                    Err(error) => (Err(Failure::of_gateway(&error)), None),
+                },
+            }
         };
-        answer
-    }
-
-    /// Adds a member and remembers the id it got, for [`ADDED_MEMBER`].
-    pub async fn add_member(&mut self, mut request: Request) -> Answer {
-        self.fill_in(&mut request);
-        let mut answer = self.answer(request).await;
-        if let Ok(Reply::MemberAdd(pb::MemberAddResponse { member: Some(member), .. })) = &answer {
-            self.added_member = member.id;
-        }
+        let Ok((mut answer, form)) = timeout(ANSWER_LIMIT, answered).await else {
+            return (Err(Failure::unanswered(ANSWER_LIMIT)), None);
+        };
         if let Ok(reply) = &mut answer {
+            self.learn(&sent, reply);
             reply.normalise();
         }
-        answer
+        (answer, form)
+    }
+
+    /// Remembers what only this peer says and later requests need.
+    fn learn(&self, request: &Request, reply: &Reply) {
+        match (request, reply) {
+            (Request::MemberAdd(_), Reply::MemberAdd(pb::MemberAddResponse { member: Some(member), .. })) => {
+                *self.added_member.lock() = member.id;
+            }
+            (Request::Authenticate(request), Reply::Authenticate(response)) => {
+                self.tokens.lock().insert(request.name.clone(), response.token.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn token(&self, caller: Caller) -> Option<String> {
+        match caller {
+            Caller::Nobody => None,
+            Caller::User(name) => self.tokens.lock().get(name).cloned(),
+            Caller::Forger => Some(FORGED_TOKEN.to_owned()),
+        }
+    }
+
+    /// Waits until so many keys begin with a prefix.
+    pub async fn await_keys(&self, prefix: &Bytes, keys: i64) -> Result<()> {
+        let mut range_end = prefix.to_vec();
+        *range_end.last_mut().context("no prefix")? += 1;
+        let range = pb::RangeRequest {
+            key: prefix.clone(),
+            range_end: range_end.into(),
+            count_only: true,
+            ..Default::default()
+        };
+        let enough = async {
+            loop {
+                match self.clients.call(Request::Range(range.clone()), None).await {
+                    Ok(Reply::Range(found)) if found.count >= keys => return Ok(()),
+                    Ok(_) => sleep(POLL_INTERVAL).await,
+                    Err(failure) => return Err(anyhow!("while keys were awaited: {failure:?}")),
+                }
+            }
+        };
+        timeout(KEYS_LIMIT, enough).await.map_err(|_| anyhow!("there are not {keys} keys below {prefix:?}"))?
+    }
+
+    fn address(&self) -> String {
+        self.node.endpoint().trim_start_matches("http://").to_owned()
     }
 
     pub fn watch_client(&self) -> pb::watch_client::WatchClient<Channel> {
@@ -111,7 +166,7 @@ impl Peer {
         };
         *id = match *id {
             OWN_MEMBER => self.own_member,
-            ADDED_MEMBER => self.added_member,
+            ADDED_MEMBER => *self.added_member.lock(),
             other => other,
         };
         if let Request::MemberUpdate(request) = request {

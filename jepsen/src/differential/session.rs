@@ -13,12 +13,13 @@ use self::watching::Watching;
 use super::{
     Arguments,
     coverage::Coverage,
-    generate::{Generator, KEYS, Step},
+    generate::{Blocked, Generator, KEYS, Step},
     history::History,
+    json::Form,
     known,
     normal::same,
     peer::Peer,
-    request::{Answer, Request},
+    request::{Answer, Call, Caller, Request},
 };
 
 /// Reads that are sent together.
@@ -80,17 +81,22 @@ impl Session {
         // A script left halfway would leave an alarm raised.
         while self.sent < requests || self.generator.is_in_script() {
             match self.generator.step() {
-                Step::Call(request) if request.is_read() => {
+                Step::Call(call) if call.request.is_read() => {
                     self.sent += 1;
-                    reads.push(request);
+                    reads.push(call);
                     if reads.len() == READS_TOGETHER_MAX {
                         self.call_together(std::mem::take(&mut reads)).await?;
                     }
                 }
-                Step::Call(request) => {
+                Step::Call(call) => {
                     self.sent += 1;
                     self.call_together(std::mem::take(&mut reads)).await?;
-                    self.call(request).await?;
+                    self.call(call).await?;
+                }
+                Step::Blocked(blocked) => {
+                    self.sent += 1 + blocked.meanwhile.len() as u64;
+                    self.call_together(std::mem::take(&mut reads)).await?;
+                    self.call_blocked(blocked).await?;
                 }
                 Step::Watches(round) => {
                     self.call_together(std::mem::take(&mut reads)).await?;
@@ -123,50 +129,70 @@ impl Session {
     }
 
     /// Sends one request to both and compares the answers.
-    async fn call(&mut self, request: Request) -> Result<()> {
-        if matches!(request, Request::Compact(_)) {
+    async fn call(&mut self, call: impl Into<Call>) -> Result<()> {
+        let call = call.into();
+        // While auth is enabled there is no compaction that changes anything, and no watch for nobody.
+        if matches!(call.request, Request::Compact(_)) && call.caller == Caller::Nobody {
             // A watcher that is still looking for past events would be ended or not, as the race goes.
             self.rest().await?;
             self.watching.settle(self.generator.revision()).await?;
         }
-        let (etcd, pintle) = match request {
-            Request::MemberAdd(_) => {
-                tokio::join!(self.etcd.add_member(request.clone()), self.pintle.add_member(request.clone()))
-            }
-            _ => tokio::join!(self.etcd.call(request.clone()), self.pintle.call(request.clone())),
-        };
-        self.compare(&request, &etcd, &pintle)
+        let (etcd, pintle) = tokio::join!(self.etcd.call(call.clone()), self.pintle.call(call.clone()));
+        self.compare(&call, &etcd, &pintle)
     }
 
-    async fn call_together(&mut self, requests: Vec<Request>) -> Result<()> {
+    async fn call_together(&mut self, calls: Vec<Call>) -> Result<()> {
         let (etcd, pintle) = tokio::join!(
-            join_all(requests.iter().map(|request| self.etcd.call(request.clone()))),
-            join_all(requests.iter().map(|request| self.pintle.call(request.clone())))
+            join_all(calls.iter().map(|call| self.etcd.call(call.clone()))),
+            join_all(calls.iter().map(|call| self.pintle.call(call.clone())))
         );
-        for ((request, etcd), pintle) in requests.iter().zip(etcd).zip(pintle) {
-            self.compare(request, &etcd, &pintle)?;
+        for ((call, etcd), pintle) in calls.iter().zip(etcd).zip(pintle) {
+            self.compare(call, &etcd, &pintle)?;
         }
         Ok(())
     }
 
-    fn compare(&mut self, request: &Request, etcd: &Answer, pintle: &Answer) -> Result<()> {
+    /// Sends a request that waits, then those that end its wait.
+    async fn call_blocked(&mut self, blocked: Blocked) -> Result<()> {
+        let Blocked { call, prefix, keys, meanwhile } = blocked;
+        let waiting = async { tokio::join!(self.etcd.call(call.clone()), self.pintle.call(call.clone())) };
+        let others = async {
+            tokio::try_join!(self.etcd.await_keys(&prefix, keys), self.pintle.await_keys(&prefix, keys))?;
+            let mut answers = Vec::new();
+            for call in &meanwhile {
+                answers.push(tokio::join!(self.etcd.call(call.clone()), self.pintle.call(call.clone())));
+            }
+            anyhow::Ok(answers)
+        };
+        let ((etcd, pintle), others) = tokio::join!(waiting, others);
+        for (call, (etcd, pintle)) in meanwhile.iter().zip(others?) {
+            self.compare(call, &etcd, &pintle)?;
+        }
+        self.compare(&call, &etcd, &pintle)
+    }
+
+    fn compare(&mut self, call: &Call, etcd: &(Answer, Option<Form>), pintle: &(Answer, Option<Form>)) -> Result<()> {
         self.report.request += 1;
+        let ((etcd, etcd_form), (pintle, pintle_form)) = (etcd, pintle);
         if let (Err(etcd), Err(pintle)) = (etcd, pintle)
             && etcd.is_of_transport()
             && pintle.is_of_transport()
         {
-            bail!("neither server answers {}: {etcd:?}", printed(request));
+            bail!("neither server answers {}: {etcd:?}", printed(call));
         }
-        self.generator.learn(request, etcd);
-        self.report.coverage.count(request, etcd);
-        if same(etcd, pintle) {
-            return Ok(());
+        self.generator.learn(&call.request, etcd);
+        self.report.coverage.count(call, etcd);
+        if !same(etcd, pintle) {
+            if let Some(reason) = known::reason(self.etcd.version, &call.request, etcd, pintle) {
+                self.report.coverage.count_forgiven(reason);
+                return Ok(());
+            }
+            return self.report.difference(&printed(call), &printed(etcd), &printed(pintle));
         }
-        if let Some(reason) = known::reason(self.etcd.version, request, etcd, pintle) {
-            self.report.coverage.count_forgiven(reason);
-            return Ok(());
+        if etcd_form != pintle_form {
+            return self.report.difference(&printed(call), &printed(etcd_form), &printed(pintle_form));
         }
-        self.report.difference(&printed(request), &printed(etcd), &printed(pintle))
+        Ok(())
     }
 
     /// Waits until all watchers have delivered all that is due, and compares what they delivered.
@@ -199,12 +225,12 @@ impl Session {
         let range = pb::RangeRequest { key: everything.clone(), range_end: everything, ..Default::default() };
         let now = self.generator.revision();
         let first = self.generator.compacted().max(now - LAST_HASHES).max(1);
-        let mut requests = vec![Request::Range(range.clone())];
+        let mut requests: Vec<Call> = vec![Request::Range(range.clone()).into()];
         for revision in first..=now {
-            requests.push(Request::Range(pb::RangeRequest { revision, ..range.clone() }));
-            requests.push(Request::HashKv(pb::HashKvRequest { revision }));
+            requests.push(Request::Range(pb::RangeRequest { revision, ..range.clone() }).into());
+            requests.push(Request::HashKv(pb::HashKvRequest { revision }).into());
         }
-        requests.push(Request::LeaseLeases(pb::LeaseLeasesRequest {}));
+        requests.push(Request::LeaseLeases(pb::LeaseLeasesRequest {}).into());
         self.call_together(requests).await?;
         self.rest().await
     }

@@ -1,10 +1,10 @@
-//! Short scripts for what chance would seldom bring: alarms, members, sizes at the limit, short leases, and auth.
+//! Short scripts for what chance would seldom bring: alarms, members, sizes at the limit, short leases.
 
 use bytes::Bytes;
-use proto::{authpb, etcdserverpb as pb};
+use proto::etcdserverpb as pb;
 use rand::Rng as _;
 
-use super::{Create, Generator, KEYS, Request, Step, WatchRound};
+use super::{Create, Generator, KEYS, Request, Step, WatchRound, auth};
 use crate::differential::{
     area::Area,
     peer::{ADDED_MEMBER, OWN_MEMBER, OWN_URL},
@@ -18,7 +18,7 @@ const GRPC_OVERHEAD_BYTES: usize = 524_288;
 /// Below the shortest TTL that a server grants.
 const TTL_TOO_SHORT: [i64; 3] = [1, 0, -5];
 
-const PIECES: u64 = 7;
+const PIECES: u64 = 9;
 /// Alarm, key, value: any member id is accepted in an alarm.
 const ALARMED_MEMBER: u64 = 77;
 
@@ -31,11 +31,16 @@ impl Generator {
             1 if self.has(Area::Alarms) => self.alarms(),
             2 if self.has(Area::Members) => self.members(),
             3 if self.has(Area::Sizes) => self.sizes(),
-            4 if self.has(Area::Auth) => auth(),
-            5 if self.has(Area::Maintenance) => maintenance(),
+            4 if self.has(Area::Auth) => auth::requests(),
+            5 if self.has(Area::Auth) => return self.enforcement(),
+            6 if self.has(Area::Elections) => return self.election(),
+            7 if self.has(Area::Maintenance) => maintenance(),
             _ => return self.compaction_and_watch(),
         };
-        self.script.extend(requests.into_iter().map(Step::Call));
+        for request in requests {
+            let call = self.through_some_door(request.into());
+            self.script.push_back(Step::Call(call));
+        }
     }
 
     /// A compaction, and a watcher that is to begin before it.
@@ -43,7 +48,7 @@ impl Generator {
         let revision = self.past_revision();
         let key = self.written_key();
         let request = pb::WatchCreateRequest { key, start_revision: revision - 1, ..Default::default() };
-        self.script.push_back(Step::Call(Request::Compact(pb::CompactionRequest { revision, physical: true })));
+        self.script.push_back(Step::Call(Request::Compact(pb::CompactionRequest { revision, physical: true }).into()));
         self.script.push_back(Step::Watches(WatchRound {
             creations: vec![Create { stream: 1, request }],
             ..Default::default()
@@ -79,7 +84,8 @@ impl Generator {
             requests.push(Request::Range(self.range()));
             requests
                 .push(Request::DeleteRange(pb::DeleteRangeRequest { key: self.written_key(), ..Default::default() }));
-            requests.push(Request::Txn(self.txn()));
+            let nests = !self.shunned.nested_txn_without_space;
+            requests.push(Request::Txn(if nests { self.txn() } else { self.flat_txn() }));
             requests.push(Request::LeaseGrant(pb::LeaseGrantRequest { ttl: 5_000, id: self.within(1..=40) }));
             requests.push(Request::HashKv(pb::HashKvRequest { revision: 0 }));
             requests.push(Request::LeaseTimeToLive(pb::LeaseTimeToLiveRequest { id: self.lease_id(), keys: true }));
@@ -137,50 +143,6 @@ impl Generator {
         }));
         requests
     }
-
-    /// Users and roles; auth itself is never enabled, for there is no user named root.
-    pub(super) fn auth_request(&mut self) -> Request {
-        let user = |generator: &mut Generator| generator.pick(&["u1", "u2", "u3", ""]).to_owned();
-        let role = |generator: &mut Generator| generator.pick(&["r1", "r2", "root", ""]).to_owned();
-        match self.rng.random_range(0..14) {
-            0 => Request::UserAdd(pb::AuthUserAddRequest {
-                name: user(self),
-                password: self.pick(&["p", ""]).to_owned(),
-                options: self.chance(0.5).then(|| authpb::UserAddOptions { no_password: self.chance(0.5) }),
-                ..Default::default()
-            }),
-            1 => Request::UserGet(pb::AuthUserGetRequest { name: user(self) }),
-            2 => Request::UserList(pb::AuthUserListRequest {}),
-            3 => Request::UserDelete(pb::AuthUserDeleteRequest { name: user(self) }),
-            4 => Request::UserChangePassword(pb::AuthUserChangePasswordRequest {
-                name: user(self),
-                password: self.pick(&["p", "q", ""]).to_owned(),
-                ..Default::default()
-            }),
-            5 | 6 => Request::UserGrantRole(pb::AuthUserGrantRoleRequest { user: user(self), role: role(self) }),
-            7 => Request::UserRevokeRole(pb::AuthUserRevokeRoleRequest { name: user(self), role: role(self) }),
-            8 => Request::RoleAdd(pb::AuthRoleAddRequest { name: role(self) }),
-            9 => Request::RoleGet(pb::AuthRoleGetRequest { role: role(self) }),
-            10 => match self.rng.random_range(0..3) {
-                0 => Request::RoleList(pb::AuthRoleListRequest {}),
-                1 => Request::AuthStatus(pb::AuthStatusRequest {}),
-                _ => Request::RoleDelete(pb::AuthRoleDeleteRequest { role: role(self) }),
-            },
-            11 | 12 => Request::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest {
-                name: role(self),
-                perm: self.chance(0.97).then(|| authpb::Permission {
-                    perm_type: self.within(0..=2) as i32,
-                    key: self.key(),
-                    range_end: self.range_end(),
-                }),
-            }),
-            _ => Request::RoleRevokePermission(pb::AuthRoleRevokePermissionRequest {
-                role: role(self),
-                key: self.key(),
-                range_end: self.range_end(),
-            }),
-        }
-    }
 }
 
 fn alarm(action: pb::alarm_request::AlarmAction, kind: pb::AlarmType) -> Request {
@@ -223,47 +185,6 @@ fn member_requests(port: u64) -> Vec<Request> {
     ]
 }
 
-fn auth() -> Vec<Request> {
-    let grant = |user: &str, role: &str| pb::AuthUserGrantRoleRequest { user: user.into(), role: role.into() };
-    let revoke = |name: &str, role: &str| pb::AuthUserRevokeRoleRequest { name: name.into(), role: role.into() };
-    vec![
-        Request::AuthStatus(pb::AuthStatusRequest {}),
-        Request::AuthEnable(pb::AuthEnableRequest {}),
-        Request::AuthDisable(pb::AuthDisableRequest {}),
-        Request::Authenticate(pb::AuthenticateRequest { name: "u1".into(), password: "p".into() }),
-        Request::UserAdd(pb::AuthUserAddRequest { name: String::new(), ..Default::default() }),
-        Request::RoleAdd(pb::AuthRoleAddRequest { name: "r1".into() }),
-        Request::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest {
-            name: "r1".into(),
-            perm: Some(authpb::Permission { key: Bytes::from_static(KEYS[1]), ..Default::default() }),
-        }),
-        Request::RoleGet(pb::AuthRoleGetRequest { role: "r1".into() }),
-        Request::RoleRevokePermission(pb::AuthRoleRevokePermissionRequest {
-            role: "r1".into(),
-            key: Bytes::from_static(KEYS[1]),
-            ..Default::default()
-        }),
-        Request::RoleGet(pb::AuthRoleGetRequest { role: "r1".into() }),
-        Request::UserAdd(pb::AuthUserAddRequest { name: "u1".into(), password: "p".into(), ..Default::default() }),
-        Request::UserChangePassword(pb::AuthUserChangePasswordRequest {
-            name: "u1".into(),
-            password: "q".into(),
-            ..Default::default()
-        }),
-        Request::UserGrantRole(grant("u1", "r1")),
-        Request::UserGrantRole(grant("u1", "r1")),
-        Request::UserGet(pb::AuthUserGetRequest { name: "u1".into() }),
-        Request::UserRevokeRole(revoke("u1", "r1")),
-        Request::UserRevokeRole(revoke("u1", "r1")),
-        Request::UserGet(pb::AuthUserGetRequest { name: "u1".into() }),
-        Request::RoleDelete(pb::AuthRoleDeleteRequest { role: "r1".into() }),
-        Request::UserDelete(pb::AuthUserDeleteRequest { name: "u1".into() }),
-        Request::UserList(pb::AuthUserListRequest {}),
-        Request::RoleList(pb::AuthRoleListRequest {}),
-        Request::AuthStatus(pb::AuthStatusRequest {}),
-    ]
-}
-
 fn maintenance() -> Vec<Request> {
     use pb::downgrade_request::DowngradeAction::{Cancel, Enable, Validate};
     let downgrade = |action: pb::downgrade_request::DowngradeAction, version: &str| {
@@ -274,6 +195,7 @@ fn maintenance() -> Vec<Request> {
         Request::HashKv(pb::HashKvRequest { revision: 0 }),
         Request::Hash(pb::HashRequest {}),
         Request::Status(pb::StatusRequest {}),
+        Request::Snapshot(pb::SnapshotRequest {}),
         downgrade(Validate, "no version"),
         downgrade(Validate, "1.0.0"),
         downgrade(Enable, "no version"),

@@ -10,15 +10,24 @@ use super::Generator;
 const OPS_MAX: usize = 128;
 const DEPTH_MAX: u32 = 2;
 
-const NO_END: &[u8] = b"\0";
-const BEHIND_ALL: Bytes = Bytes::from_static(b"\xff\xff\xff");
+pub(super) const NO_END: &[u8] = b"\0";
+pub(super) const BEHIND_ALL: Bytes = Bytes::from_static(b"\xff\xff\xff");
 
 impl Generator {
     pub(super) fn txn(&mut self) -> pb::TxnRequest {
         if self.chance(0.01) {
             return self.crowded_txn();
         }
-        let mut txn = self.txn_at(0);
+        self.txn_below(0)
+    }
+
+    /// A transaction in which no other is nested.
+    pub(super) fn flat_txn(&mut self) -> pb::TxnRequest {
+        self.txn_below(DEPTH_MAX)
+    }
+
+    fn txn_below(&mut self, depth: u32) -> pb::TxnRequest {
+        let mut txn = self.txn_at(depth);
         let mut puts = false;
         for_each_op(&mut txn, &mut |op| puts |= matches!(op, Op::RequestPut(_)));
         if puts {

@@ -113,24 +113,30 @@ impl Watching {
             report.coverage.count_watch(fact, 1);
             pair.interests.remove(&watch_id);
         }
-        if let Some(stream) = round.progress {
-            let pair = &mut self.streams[stream];
-            // Unanswered forever as long as one watcher waits for a later revision, or was ended by a compaction.
-            if !pair.spoiled
-                && !pair.interests.is_empty()
-                && pair.interests.values().all(|interest| interest.is_current(revision))
-            {
-                let (etcd, pintle) = tokio::try_join!(pair.etcd.progress(), pair.pintle.progress())?;
-                report.coverage.count_watch(WatchFact::Progress, u64::from(etcd.is_some()));
-                if etcd != pintle || etcd.is_none() {
-                    pair.spoiled = true;
-                    report.difference("progress request", &printed(&etcd), &printed(&pintle))?;
-                }
-            }
+        if let Some(first) = round.progress {
+            self.ask_for_progress(first, revision, report).await?;
         }
         for Create { stream, request } in round.creations {
             self.unsettled |= (1..=revision).contains(&request.start_revision);
             self.streams[stream].create(&request, Now { revision, compacted }, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks one stream for progress, of those that must answer: unanswered forever is such a request as long as one
+    /// watcher waits for a later revision, or was ended by a compaction.
+    async fn ask_for_progress(&mut self, first: usize, revision: i64, report: &mut Report) -> Result<()> {
+        let answers = |pair: &&mut Pair| {
+            let current = pair.interests.values().all(|interest| interest.is_current(revision));
+            !pair.spoiled && !pair.interests.is_empty() && current
+        };
+        let (before, from) = self.streams.split_at_mut(first);
+        let Some(pair) = from.iter_mut().chain(before).find(answers) else { return Ok(()) };
+        let (etcd, pintle) = tokio::try_join!(pair.etcd.progress(), pair.pintle.progress())?;
+        report.coverage.count_watch(WatchFact::Progress, u64::from(etcd.is_some()));
+        if etcd != pintle || etcd.is_none() {
+            pair.spoiled = true;
+            report.difference("progress request", &printed(&etcd), &printed(&pintle))?;
         }
         Ok(())
     }
