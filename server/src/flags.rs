@@ -6,7 +6,7 @@
 //! |---|---|
 //! | with a meaning here | taken |
 //! | of etcd without a meaning here | accepted, with one line of warning |
-//! | that asks for what Pintle lacks and must not be passed over (discovery, …) | refused |
+//! | of v2 discovery, which is gone from etcd but for its help text | refused |
 //! | not etcd's either | refused, with the nearest name |
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ enum Use {
     /// Accepted with a warning.
     NoMeaning,
     /// Refused unless it is given its default.
-    Missing,
+    Gone,
 }
 
 struct Flag {
@@ -166,9 +166,9 @@ flags! {
     Bool  NoMeaning "enable-v2" = "false", "";
     Bool  NoMeaning "enable-pprof" = "false", "";
 
-    Value Missing "discovery" = "", "";
-    Value Missing "discovery-proxy" = "", "";
-    Value Missing "discovery-fallback" = "exit", "";
+    Value Gone "discovery" = "", "";
+    Value Gone "discovery-proxy" = "", "";
+    Value Gone "discovery-fallback" = "exit", "";
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -182,9 +182,9 @@ pub enum FlagError {
     #[error("{0:?} is no flag; values are given as --flag=value or --flag value")]
     NotAFlag(String),
     #[error(
-        "--{name} is etcd's, but Pintle does not have it yet, and running without what it asks for would not be safe; leave it out"
+        "--{name} is of v2 discovery, which etcd has taken out, too: --discovery-token and --discovery-endpoints, or --discovery-srv, take its place"
     )]
-    Missing { name: &'static str },
+    Gone { name: &'static str },
     #[error("--help")]
     Help,
 }
@@ -264,7 +264,7 @@ impl Flags {
             },
         };
         match flag.used {
-            Use::Missing if value != flag.default => return Err(FlagError::Missing { name: flag.name }),
+            Use::Gone if value != flag.default => return Err(FlagError::Gone { name: flag.name }),
             Use::NoMeaning => {
                 self.warnings.push(format!("--{} has no meaning for Pintle and is passed over", flag.name))
             }
@@ -361,7 +361,7 @@ pub fn help() -> String {
     let rest = |used: Use| FLAGS.iter().filter(move |flag| flag.used == used).map(|flag| flag.name);
     let list = |used: Use| rest(used).collect::<Vec<_>>().join(" ");
     text.push_str(&format!("\nAccepted, without a meaning here:\n  {}\n", list(Use::NoMeaning)));
-    text.push_str(&format!("\nRefused, since Pintle does not have them yet:\n  {}\n", list(Use::Missing)));
+    text.push_str(&format!("\nRefused, since etcd has taken them out, too:\n  {}\n", list(Use::Gone)));
     text
 }
 
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn a_flag_without_a_meaning_warns_and_an_unsafe_one_is_refused() {
         assert_eq!(read(&["--max-wals=3"]).unwrap().warnings.len(), 1);
-        assert_eq!(read(&["--discovery=x"]).unwrap_err(), FlagError::Missing { name: "discovery" });
+        assert_eq!(read(&["--discovery=x"]).unwrap_err(), FlagError::Gone { name: "discovery" });
         assert!(read(&["--force-new-cluster=false", "--auth-token", "simple"]).unwrap().warnings.is_empty());
     }
 

@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt as _};
 use prost::Message;
 use proto::{
     EtcdError, LeaseId,
@@ -170,7 +170,10 @@ impl Lease for LeaseService {
         admit(&self.context, request.metadata(), Learner::Refuses)?;
         let leader_lost = leader_lost(&self.context, request.metadata());
         let (service, caller) = (self.clone(), Caller::of(&request));
-        let answers = request.into_inner().map(move |request| {
+        let metrics = self.context.metrics.clone();
+        let requests = request.into_inner();
+        let requests = requests.inspect_err(move |status| metrics.rpc.receive_failed("lease-keepalive", status));
+        let answers = requests.map(move |request| {
             let (service, caller) = (service.clone(), caller.clone());
             async move { service.keep_alive(&caller, request?).await }
         });

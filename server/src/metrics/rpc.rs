@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use prometheus::{DEFAULT_BUCKETS, Error, Histogram, IntCounter, IntCounterVec};
 use prost_reflect::DescriptorPool;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::families::Families;
 
@@ -57,6 +57,7 @@ pub struct RpcMetrics {
     pub received_bytes: IntCounter,
     pub sent_bytes: IntCounter,
     requests: IntCounterVec,
+    stream_failures: IntCounterVec,
 }
 
 impl RpcMetrics {
@@ -112,7 +113,19 @@ impl RpcMetrics {
                 "Calls by the version that the client names.",
                 &["type", "client_api_version"],
             )?,
+            stream_failures: make.counters(
+                "etcd_network_server_stream_failures_total",
+                "Streams that broke, other than by the client's leave.",
+                &["Type", "API"],
+            )?,
         })
+    }
+
+    /// Counts a stream of `api` (`watch`, `lease-keepalive`) from which no request could be received.
+    pub fn receive_failed(&self, api: &str, status: &Status) {
+        if status.code() != Code::Cancelled {
+            self.stream_failures.with_label_values(&["receive", api]).inc();
+        }
     }
 
     /// None where the path is none of an RPC.

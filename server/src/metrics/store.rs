@@ -53,7 +53,8 @@ pub struct StoreMetrics {
 
 impl StoreMetrics {
     pub fn new(make: &Families<'_>) -> Result<StoreMetrics, Error> {
-        // Of bbolt, index and snapshot files that Pintle does not have: there, and never observed.
+        // Of bbolt, index and snapshot files that Pintle does not have, and of sending that the HTTP/2 connection does:
+        // there, and never observed.
         for (name, first, bounds) in [
             ("etcd_debugging_disk_backend_commit_rebalance_duration_seconds", 0.001, 14),
             ("etcd_debugging_disk_backend_commit_spill_duration_seconds", 0.001, 14),
@@ -61,6 +62,10 @@ impl StoreMetrics {
             ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", 0.5, 14),
             ("etcd_debugging_snap_save_marshalling_duration_seconds", 0.001, 14),
             ("etcd_debugging_snap_save_total_duration_seconds", 0.001, 14),
+            ("etcd_debugging_server_watch_send_loop_control_stream_duration_seconds", 0.001, 14),
+            ("etcd_debugging_server_watch_send_loop_progress_duration_seconds", 0.001, 14),
+            ("etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds", 0.001, 14),
+            ("etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds", 0.001, 14),
             ("etcd_snap_fsync_duration_seconds", 0.001, 14),
             ("etcd_snap_db_fsync_duration_seconds", 0.001, 14),
         ] {

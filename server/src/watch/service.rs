@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _};
 use proto::{
     EtcdError, KeyRange,
     etcdserverpb::{ResponseHeader, WatchRequest},
@@ -47,7 +47,10 @@ impl Watch for WatchService {
         admit(context, request.metadata(), Learner::Refuses)?;
         let leader_lost = leader_lost(context, request.metadata());
         let permission = OfCaller { caller: Caller::of(&request), context: context.clone() };
-        let responses = stream::open(&self.hub, context.clone(), request.into_inner(), leader_lost, permission);
+        let metrics = context.metrics.clone();
+        let requests = request.into_inner();
+        let requests = requests.inspect_err(move |status| metrics.rpc.receive_failed("watch", status));
+        let responses = stream::open(&self.hub, context.clone(), requests, leader_lost, permission);
         Ok(Response::new(Box::pin(responses)))
     }
 }
