@@ -7,6 +7,8 @@
 //!
 //! [`record`] says what stands in the files, [`recovery`] what is believed of it after a crash, `docs/format.md` both.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod record;
 mod recovery;
 mod segment;

@@ -26,6 +26,9 @@ const VERSION: u32 = 1;
 /// What stands before a record's body.
 pub(super) const PREFIX_LEN: usize = 18;
 
+/// Above every index of an entry and every number of a batch: one that is not is no number that was counted up to.
+const COUNT_END: u64 = 1 << 62;
+
 const ENTRY: u8 = 1;
 const VOTE: u8 = 2;
 const TRUNCATE: u8 = 3;
@@ -98,6 +101,25 @@ impl Record {
     }
 
     fn decode(kind: u8, body: Bytes) -> Result<Record, String> {
+        let record = Record::decode_any(kind, body)?;
+        match record.ids().iter().flatten().all(|id| id.index < COUNT_END) {
+            true => Ok(record),
+            false => Err("a record names an entry that no log can hold".into()),
+        }
+    }
+
+    /// The entries that the record names.
+    fn ids(&self) -> [Option<LogId>; 4] {
+        match self {
+            Record::Entry(entry) => [Some(entry.log_id), None, None, None],
+            Record::Vote(_) => [None; 4],
+            Record::Truncate(after) => [*after, None, None, None],
+            Record::Purge(id) | Record::Committed(id) | Record::Installed(id) => [Some(*id), None, None, None],
+            Record::Start(start) => [start.last, start.purged, start.committed, start.installed],
+        }
+    }
+
+    fn decode_any(kind: u8, body: Bytes) -> Result<Record, String> {
         let id = |body: Bytes| peer::LogId::decode(body).map(id_from_wire).map_err(|e| e.to_string());
         Ok(match kind {
             ENTRY => {
@@ -169,7 +191,7 @@ pub(super) fn find(segment: u64, bytes: &Bytes) -> Option<Found> {
     let prefix = bytes.get(..PREFIX_LEN)?;
     let (len, crc, batch) = ((&prefix[..4]).get_u32() as usize, (&prefix[4..8]).get_u32(), (&prefix[8..16]).get_u64());
     let (kind, last) = (prefix[16], prefix[17]);
-    if kind == 0 || last > 1 {
+    if kind == 0 || last > 1 || batch >= COUNT_END {
         return None;
     }
     let record = bytes.get(..PREFIX_LEN.checked_add(len)?)?;

@@ -33,7 +33,9 @@ pub(super) struct State {
     pub purged: Option<LogId>,
     /// The end of the newest snapshot that was to be installed.
     pub installed: Option<LogId>,
-    /// Of the entries behind `purged`, in order.
+    /// Entries behind `purged` whose segments are gone; none, once recovery has come to its end.
+    gone: u64,
+    /// Of the entries behind those, in order.
     pub positions: VecDeque<Position>,
 }
 
@@ -45,7 +47,7 @@ impl State {
 
     /// The index behind the last entry.
     pub fn next(&self) -> u64 {
-        self.first() + self.positions.len() as u64
+        self.first() + self.gone + self.positions.len() as u64
     }
 
     pub fn last(&self) -> Option<LogId> {
@@ -53,7 +55,7 @@ impl State {
     }
 
     pub fn position(&self, index: u64) -> Option<Position> {
-        self.positions.get(index.checked_sub(self.first())? as usize).copied()
+        self.positions.get(index.checked_sub(self.first() + self.gone)? as usize).copied()
     }
 
     /// Follows a record that is no entry.
@@ -64,11 +66,14 @@ impl State {
             Record::Installed(id) => self.installed = self.installed.max(Some(*id)),
             Record::Truncate(after) => {
                 let keep = after.map_or(0, |id| (id.index + 1).saturating_sub(self.first()));
-                self.positions.truncate(keep as usize);
+                self.positions.truncate(keep.saturating_sub(self.gone) as usize);
+                self.gone = self.gone.min(keep);
             }
             Record::Purge(id) => {
-                let gone = (id.index + 1).saturating_sub(self.first()).min(self.positions.len() as u64);
-                self.positions.drain(..gone as usize);
+                let purged = (id.index + 1).saturating_sub(self.first());
+                let of_gone = purged.min(self.gone);
+                self.gone -= of_gone;
+                self.positions.drain(..(purged - of_gone).min(self.positions.len() as u64) as usize);
                 self.purged = self.purged.max(Some(*id));
             }
             Record::Start(_) | Record::Entry(_) => {}
@@ -87,9 +92,6 @@ impl State {
         }
     }
 }
-
-/// No segment has this number.
-const GONE: u64 = 0;
 
 /// The log as it was found.
 pub(super) struct Recovered {
@@ -166,8 +168,8 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, LogError> {
     for (i, scan) in scans.iter().enumerate() {
         replay(&mut state, scan, &mut segments[i], i == 0)?;
     }
-    if state.positions.iter().any(|position| position.segment == GONE) {
-        return Err(missing(first - 1));
+    if state.gone > 0 {
+        return Err(missing(first.saturating_sub(1)));
     }
     let before_last = scans.len().checked_sub(2).map_or(0, |i| scans[i].end);
     let end = scans.last().map_or(HEADER_LEN, |scan| scan.end);
@@ -225,9 +227,7 @@ fn replay(state: &mut State, scan: &Scan, segment: &mut Segment, is_first: bool)
         state.installed = start.installed;
         state.purged = start.purged;
         // Entries up to `last` stood in segments that are gone. What follows must purge them.
-        let gone = start.last.map_or(0, |last| last.index + 1).saturating_sub(state.first());
-        let position = Position { segment: GONE, offset: 0, len: 0, term: 0 };
-        state.positions = std::iter::repeat_n(position, gone as usize).collect();
+        state.gone = start.last.map_or(0, |last| last.index + 1).saturating_sub(state.first());
     }
     for (offset, len, record) in &scan.records {
         match record {

@@ -8,6 +8,7 @@ use std::{
 
 use openraft::{entry::RaftEntry as _, storage::IOFlushed, type_config::TypeConfigExt as _};
 use proptest::prelude::*;
+use prost::Message as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -250,4 +251,32 @@ proptest! {
             }
         });
     }
+}
+
+/// Writes a log of one segment, whose records have checksums that match, and says what is found in it.
+fn recovered(number: u64, first_batch: u64, records: &[(u8, bool, Vec<u8>)]) -> Result<u64, LogError> {
+    let dir = TempDir::new().unwrap();
+    fs::write(segment::path_of(dir.path(), number), fuzzing::segment(number, first_batch, records)).unwrap();
+    fs::write(segment::newest_path(dir.path()), number.to_string()).unwrap();
+    recovery::recover(dir.path()).map(|recovered| recovered.state.next())
+}
+
+#[test]
+fn numbers_that_no_log_reaches_are_damage_and_not_a_crash() {
+    use proto::peer::{LogId, LogStart};
+    let id = |index| Some(LogId { term: 1, index });
+    let start = |last, purged| LogStart { last, purged, ..Default::default() }.encode_to_vec();
+    let purge = |index: u64| (4, true, id(index).unwrap().encode_to_vec());
+    let far = 1 << 40;
+    assert_eq!(recovered(1, 1, &[(6, true, start(None, None))]).unwrap(), 0);
+    // Entries that are gone are counted, not listed.
+    assert!(recovered(1, 1, &[(6, true, start(id(far), None))]).is_err());
+    assert_eq!(recovered(1, 1, &[(6, true, start(id(far), None)), purge(far)]).unwrap(), far + 1);
+    assert!(recovered(0, 1, &[(6, true, start(id(7), None))]).is_err());
+    for record in [start(id(u64::MAX), None), start(None, id(u64::MAX))] {
+        assert!(recovered(1, 1, &[(6, true, record)]).is_err());
+    }
+    assert!(recovered(1, 1, &[(6, true, start(None, None)), purge(u64::MAX)]).is_err());
+    // No batch has such a number: this was never written, and the segment is empty.
+    assert_eq!(recovered(1, u64::MAX, &[(6, true, start(None, None))]).unwrap(), 0);
 }
