@@ -140,6 +140,43 @@ async fn etcd_starts_from_a_backup_with_the_same_history_leases_and_compaction()
 }
 
 #[tokio::test]
+async fn users_and_roles_are_in_a_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(&dir.path().join("pintle"), &[]);
+    let pintle = member.endpoint();
+    let run = |endpoint: &str, user: &[&str], words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        etcdctl(&[&["--endpoints", endpoint], user, &words].concat())
+    };
+    for command in [
+        "user add root:secret",
+        "user add reader:pw",
+        "user add nobody --no-password",
+        "role add r",
+        "role grant-permission r readwrite a/ --prefix",
+        "role grant-permission r read b",
+        "user grant-role reader r",
+        "put a/1 v",
+        "auth enable",
+    ] {
+        run(&pintle, &[], command);
+    }
+    let root = ["--user", "root:secret"];
+    let file = dir.path().join("backup");
+    run(&pintle, &root, &format!("snapshot save {}", file.display()));
+    let etcd = Etcd::restore(&file, &dir.path().join("etcd"));
+    for command in ["user list", "user get reader", "user get nobody", "role list", "role get r", "auth status"] {
+        let answers = [&pintle, &etcd.endpoint()].map(|endpoint| run(endpoint, &root, command));
+        assert_eq!(answers[0], answers[1], "{command}");
+    }
+    let reader = ["--user", "reader:pw"];
+    assert_eq!(run(&etcd.endpoint(), &reader, "get a/1"), "a/1\nv\n");
+    run(&etcd.endpoint(), &reader, "put a/2 v");
+    let refused = etcd::refused(&[&["--endpoints", &etcd.endpoint()], &reader[..], &["put", "b", "v"]].concat());
+    assert!(refused.contains(EtcdError::PermissionDenied.message()), "{refused}");
+}
+
+#[tokio::test]
 async fn a_backup_during_writes_is_the_state_at_one_revision() {
     const KEYS: usize = 20_000;
     let dir = tempfile::tempdir().unwrap();

@@ -35,6 +35,13 @@ fn run(name: &str, arguments: &[&str]) -> String {
     stdout
 }
 
+/// What etcdctl says when it fails.
+pub fn refused(arguments: &[&str]) -> String {
+    let output = tool("etcdctl").args(arguments).output().unwrap();
+    assert!(!output.status.success(), "etcdctl {arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
 pub fn etcdctl(arguments: &[&str]) -> String {
     run("etcdctl", arguments)
 }
