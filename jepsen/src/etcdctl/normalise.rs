@@ -120,12 +120,20 @@ pub fn errors(words: &[String], output: &[u8], names: &Names) -> Vec<String> {
     let text = String::from_utf8_lossy(output);
     // A member may not know yet the token that another has given out; the client tries again.
     let lines = text.lines().filter(|line| !(names.several_members && line.contains("invalid auth token")));
-    let mut lines: Vec<String> = lines.map(|line| json_line(line, names)).collect();
+    let mut lines: Vec<String> = lines.map(|line| json_line(without_timestamp(line), names)).collect();
     // Members complain in the order in which they answer.
     if words[0] == "endpoint" {
         lines.sort();
     }
     lines
+}
+
+/// etcdutl's log has tabs between its fields, of which the first is the time.
+fn without_timestamp(line: &str) -> &str {
+    match line.split_once('\t') {
+        Some((time, rest)) if time.ends_with('Z') && time.starts_with(|first: char| first.is_ascii_digit()) => rest,
+        _ => line,
+    }
 }
 
 fn decode(command: &str, bytes: &[u8]) -> Result<Option<String>> {
