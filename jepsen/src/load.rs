@@ -236,8 +236,10 @@ fn kv_client(endpoint: &str) -> KvClient<Channel> {
 fn is_curable(status: &Status) -> bool {
     // An etcd that was removed answers so, without a code of its own, in its last moments.
     let removed = status.message() == "raft: stopped";
+    // It sends a client to the other members.
+    let learner = status.message() == "etcdserver: rpc not supported for learner";
     let passing = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
-    removed || passing || status.source().is_some()
+    removed || learner || passing || status.source().is_some()
 }
 
 impl Client {

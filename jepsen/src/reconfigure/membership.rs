@@ -18,8 +18,9 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Refusals that pass.
-const PASSING: [&str; 3] = ["not enough started members", "in sync with leader", "too many learner members"];
+/// Refusals that pass: with time, or with the next member that is asked.
+const PASSING: [&str; 4] =
+    ["not enough started members", "in sync with leader", "too many learner members", "rpc not supported for learner"];
 
 fn passes(status: &Status) -> bool {
     status.code() == Code::Unavailable || PASSING.iter().any(|text| status.message().contains(text))
