@@ -424,6 +424,25 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_etcd_is_there_and_documented_as_it_is() {
+        let documented = include_str!("../../docs/compatibility.md");
+        for name in include_str!("etcd_flags.txt").lines().filter(|line| !line.starts_with('#')) {
+            let flag = FLAGS.iter().find(|flag| flag.name == name);
+            let flag = flag.unwrap_or_else(|| panic!("--{name} is not in the table"));
+            let row = documented.lines().find(|line| line.starts_with(&format!("| `--{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("--{name} is not in docs/compatibility.md"));
+            let columns: Vec<&str> = row.split(" |").map(|column| column.trim_matches(['|', ' '])).collect();
+            assert_eq!(columns[1], format!("`ETCD_{}`", name.to_uppercase().replace('-', "_")), "--{name}");
+            let states: &[&str] = match flag.used {
+                Use::Taken => &["same", "differs"],
+                Use::NoMeaning => &["accepted"],
+                Use::Missing => &["missing"],
+            };
+            assert!(states.contains(&columns[3]), "--{name} is {:?}, and documented as {}", flag.used, columns[3]);
+        }
+    }
+
+    #[test]
     fn an_experimental_name_is_the_flag_itself() {
         let flags = read(&["--experimental-watch-progress-notify-interval=5s"]).unwrap();
         assert_eq!(flags.get("watch-progress-notify-interval"), "5s");

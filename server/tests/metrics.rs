@@ -177,3 +177,60 @@ async fn what_takes_too_long_is_told_of() {
     assert!(member.wait_for_log("request stats").contains("/etcdserverpb.KV/Put"));
     assert!(Samples::of(&member).get("etcd_server_slow_apply_total") > 0.0);
 }
+
+/// Waits until the samples are as they should be.
+fn wait_for(member: &Member, what: &str, is_so: impl Fn(&Samples) -> bool) -> Samples {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let samples = Samples::of(member);
+        if is_so(&samples) {
+            return samples;
+        }
+        assert!(std::time::Instant::now() < deadline, "{what}: {:#?}", samples.0);
+        // Each look is a request to the member; it has to get to do other things, too.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn peers_are_counted_and_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports: [u16; 6] = member::free_ports();
+    let (clients, peers) = ports.split_at(3);
+    let urls: Vec<String> = (0..3).map(|i| format!("n{i}=http://127.0.0.1:{}", peers[i])).collect();
+    let cluster = format!("--initial-cluster={}", urls.join(","));
+    let start = &|i: usize| {
+        let name = format!("--name=n{i}");
+        Member::start_on(&dir.path().join(i.to_string()), clients[i], peers[i], &[&name, &cluster])
+    };
+    // None is ready without a majority.
+    let mut members: Vec<Member> = std::thread::scope(|scope| {
+        let starting: Vec<_> = (0..3).map(|i| scope.spawn(move || start(i))).collect();
+        starting.into_iter().map(|member| member.join().unwrap()).collect()
+    });
+    let leader = members.iter().position(|member| Samples::of(member).get("etcd_server_is_leader") == 1.0).unwrap();
+    let leader = members.remove(leader);
+    let of_peers = |samples: &Samples, name: &str| -> Vec<f64> {
+        samples.0.iter().filter(|(sample, _)| sample.starts_with(name)).map(|(_, value)| *value).collect()
+    };
+    let samples = wait_for(&leader, "both followers answer", |samples| {
+        let round_trips = of_peers(samples, "etcd_network_peer_round_trip_time_seconds_count{");
+        round_trips.len() == 2 && round_trips.iter().all(|count| *count > 0.0)
+    });
+    for name in ["etcd_network_active_peers{", "etcd_network_known_peers{"] {
+        assert_eq!(of_peers(&samples, name), [1.0, 1.0], "{name}");
+    }
+    for name in ["etcd_network_peer_sent_bytes_total{", "etcd_network_peer_received_bytes_total{"] {
+        assert!(of_peers(&samples, name).iter().all(|bytes| *bytes > 0.0), "{name}");
+    }
+    wait_for(&members[0], "the leader's bytes", |samples| {
+        of_peers(samples, "etcd_network_peer_received_bytes_total{").iter().any(|bytes| *bytes > 0.0)
+    });
+    drop(members.remove(0));
+    wait_for(&leader, "a follower that has gone is missed", |samples| {
+        let active = of_peers(samples, "etcd_network_active_peers{");
+        active.iter().sum::<f64>() == 1.0
+            && samples.get("etcd_server_heartbeat_send_failures_total") > 0.0
+            && of_peers(samples, "etcd_network_disconnected_peers_total{").iter().sum::<f64>() > 0.0
+    });
+}

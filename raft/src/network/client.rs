@@ -278,12 +278,40 @@ where
 fn responses_of(
     responses: tonic::Streaming<peer::AppendResponse>,
     told: Told,
+    mut awaited: Option<Awaited>,
 ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> + Send + 'static {
     responses.map(move |response| {
         let response = response.inspect_err(|_| told.tell(PeerEvent::ReceiveFailed)).map_err(unreachable)?;
         told.tell(PeerEvent::Received(response.encoded_len()));
+        awaited.take().into_iter().for_each(Awaited::answered);
         Ok(appended_from_wire(response).map_err(malformed)?)
     })
+}
+
+/// A heartbeat on its way: it has failed when nobody waits for its answer any more. openraft gives it up by itself.
+struct Awaited {
+    told: Told,
+    began: Instant,
+    is_answered: bool,
+}
+
+impl Awaited {
+    fn from_now_on(told: Told) -> Self {
+        Awaited { told, began: Instant::now(), is_answered: false }
+    }
+
+    fn answered(mut self) {
+        self.is_answered = true;
+        self.told.tell(PeerEvent::RoundTrip(self.began.elapsed()));
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.told.tell(PeerEvent::HeartbeatFailed);
+        }
+    }
 }
 
 impl RaftNetworkV2<TypeConfig> for Connection {
@@ -294,16 +322,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let is_heartbeat = request.entries.is_empty();
         let request = self.sent(append_to_wire(request));
-        let began = Instant::now();
-        let response = self.append_one(request, &option).await.inspect_err(|_| {
-            if is_heartbeat {
-                self.tell(PeerEvent::HeartbeatFailed);
-            }
-            self.tell(PeerEvent::SendFailed);
-        })?;
-        self.tell(PeerEvent::RoundTrip(began.elapsed()));
+        let response = self.append_one(request, &option).await.inspect_err(|_| self.tell(PeerEvent::SendFailed))?;
         Ok(appended_from_wire(response).map_err(malformed)?.into())
     }
 
@@ -323,9 +343,10 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             let mut requests = requests_on_wire(requests, told.clone());
             // openraft waits out its backoff before the first request: a member that is down is not called without end.
             let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let awaited = first.entries.is_empty().then(|| Awaited::from_now_on(told.clone()));
             let requests = stream::iter([first]).chain(requests);
             match call(&option, self.client().append_stream(requests)).await {
-                Ok(responses) => Ok(responses_of(responses, told).boxed()),
+                Ok(responses) => Ok(responses_of(responses, told, awaited).boxed()),
                 Err(error) => {
                     told.tell(PeerEvent::SendFailed);
                     Err(error)
