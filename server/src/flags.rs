@@ -436,7 +436,7 @@ mod tests {
             let states: &[&str] = match flag.used {
                 Use::Taken => &["same", "differs"],
                 Use::NoMeaning => &["accepted"],
-                Use::Missing => &["missing"],
+                Use::Gone => &["same"],
             };
             assert!(states.contains(&columns[3]), "--{name} is {:?}, and documented as {}", flag.used, columns[3]);
         }
