@@ -66,12 +66,12 @@ impl Quota {
         }
     }
 
-    fn has_room<E>(&self, cost: u64, measure: impl FnOnce() -> Result<i64, E>) -> Result<bool, E> {
+    fn has_room<E>(&self, cost: u64, now: Instant, measure: impl FnOnce() -> Result<i64, E>) -> Result<bool, E> {
         let Some(limit) = self.limit.filter(|_| cost > 0) else { return Ok(true) };
         let cost = cost as i64;
         let mut measured = self.measured.lock();
         if let Some(known) = measured.as_mut()
-            && known.at.elapsed() < MEASUREMENT_AGE_MAX
+            && now.duration_since(known.at) < MEASUREMENT_AGE_MAX
             && known.size + known.admitted + cost < limit
         {
             known.admitted += cost;
@@ -79,14 +79,18 @@ impl Quota {
         }
         let size = measure()?;
         let has_room = size + cost < limit;
-        *measured = Some(Measured { at: Instant::now(), size, admitted: if has_room { cost } else { 0 } });
+        *measured = Some(Measured { at: now, size, admitted: if has_room { cost } else { 0 } });
         Ok(has_room)
     }
 }
 
 /// Refuses a request that asks for more room than there is, and lets the cluster know.
 pub async fn check(ctx: &Arc<Context>, cost: u64) -> Result<(), Status> {
-    if ctx.quota.has_room(cost, || ctx.store.size_on_disk()).map_err(|error| ctx.storage_error(error))? {
+    if ctx
+        .quota
+        .has_room(cost, Instant::now(), || ctx.store.size_on_disk())
+        .map_err(|error| ctx.storage_error(error))?
+    {
         return Ok(());
     }
     let alarm = AlarmType::Nospace as i32;
@@ -107,13 +111,13 @@ mod tests {
 
     #[test]
     fn the_size_is_measured_again_before_anything_is_refused() {
-        let (quota, size, measured) = (Quota::new(1000), Cell::new(0), Cell::new(0));
+        let (quota, size, measured, now) = (Quota::new(1000), Cell::new(0), Cell::new(0), Instant::now());
         let has_room = |cost| {
             let measure = || {
                 measured.set(measured.get() + 1);
                 Ok::<_, ()>(size.get())
             };
-            quota.has_room(cost, measure).unwrap()
+            quota.has_room(cost, now, measure).unwrap()
         };
         assert!(has_room(400) && has_room(400));
         let before = measured.get();
@@ -130,6 +134,6 @@ mod tests {
 
     #[test]
     fn a_negative_quota_is_none() {
-        assert_eq!(Quota::new(-1).has_room(u64::MAX, || Err("not measured")), Ok(true));
+        assert_eq!(Quota::new(-1).has_room(u64::MAX, Instant::now(), || Err("not measured")), Ok(true));
     }
 }

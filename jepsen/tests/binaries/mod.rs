@@ -11,6 +11,7 @@ fn harness() -> &'static Path {
 }
 
 /// Pintle as `PINTLE_TEST_BIN` names it, or as it was built beside the harness.
+#[allow(dead_code, reason = "a comparison of etcd with itself runs no Pintle")]
 pub fn pintle() -> PathBuf {
     let named = env::var_os("PINTLE_TEST_BIN").map(PathBuf::from);
     let pintle = named.unwrap_or_else(|| harness().with_file_name("pintle"));
