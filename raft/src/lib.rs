@@ -25,6 +25,8 @@ mod change;
 mod contact;
 mod convert;
 mod force_new;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log;
 mod members;
 mod membership;

@@ -43,6 +43,8 @@ mod debug_vars;
 mod discovery;
 mod duration;
 mod flags;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gates;
 mod gateway;
 mod guard;

@@ -32,6 +32,8 @@ mod db;
 mod error;
 mod event;
 mod export;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hash;
 mod index;
 mod keys;

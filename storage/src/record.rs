@@ -101,7 +101,7 @@ pub(crate) fn decode_version(at: &[u8], value: &[u8], key: Bytes) -> Result<Opti
     Ok(Some(kv))
 }
 
-fn seal(at: &[u8], kind: Kind, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn seal(at: &[u8], kind: Kind, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_LEN + payload.len());
     out.extend([FORMAT, kind as u8]);
     out.extend(checksum(at, out[0], out[1], payload).to_be_bytes());

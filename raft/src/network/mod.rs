@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod connect;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub mod server;
 pub mod transfer;
 

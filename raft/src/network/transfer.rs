@@ -211,3 +211,15 @@ impl Receiver {
 fn failed(path: &Path, error: io::Error) -> Status {
     Status::internal(format!("{}: {error}", path.display()))
 }
+
+/// For `crate::fuzzing`: takes parts until one is refused or was the last.
+#[cfg(fuzzing)]
+pub fn fuzzing(dir: &Path, parts: Vec<peer::SnapshotPart>) {
+    let checkpoint = Checkpoint(dir.into());
+    let Ok(mut receiver) = Receiver::new(&checkpoint.0) else { return };
+    for part in parts.into_iter().filter_map(|part| part.part) {
+        if !matches!(receiver.take(part), Ok(false)) {
+            return;
+        }
+    }
+}

@@ -15,7 +15,7 @@
 mod answer;
 mod codec;
 mod headers;
-mod json;
+pub(crate) mod json;
 mod paths;
 mod websocket;
 

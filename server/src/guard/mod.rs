@@ -197,6 +197,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
     }
 }
 
+/// For `crate::fuzzing`: the frames in these bytes, and whether the client would be sent away.
+#[cfg(fuzzing)]
+pub fn fuzzing(pieces: &[&[u8]]) -> (Vec<frames::Head>, bool) {
+    let (mut frames, mut pings) = (Frames::default(), Pings::new(Duration::from_secs(5)));
+    let (mut heads, mut stays, now) = (Vec::new(), true, std::time::Instant::now().into());
+    for piece in pieces {
+        frames.follow(piece, |head| {
+            heads.push(head);
+            stays &= pings.received(head, now);
+        });
+    }
+    (heads, stays)
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};

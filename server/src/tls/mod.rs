@@ -90,3 +90,11 @@ pub enum TlsError {
     #[error("making a certificate: {0}")]
     Generate(#[from] rcgen::Error),
 }
+
+/// For `crate::fuzzing`: a file of certificates, one of revoked certificates, and a certificate as a client sends it.
+#[cfg(fuzzing)]
+pub fn fuzzing(path: &std::path::Path, data: &[u8]) {
+    let _ = (files::certificates(path), files::authorities(Some(path)), files::trusted(Some(path)));
+    let _ = verify::Revoked::read(path);
+    let _ = verify::common_name(&data.into());
+}

@@ -104,6 +104,15 @@ fn downgrade_target(store: &Store) -> Option<Version> {
     store.versions().downgrade_target.as_deref().and_then(Version::parse)
 }
 
+/// For `crate::fuzzing`.
+#[cfg(fuzzing)]
+pub fn fuzzing(text: &str) {
+    if let Some(version) = Version::parse_target(text) {
+        assert_eq!(Version::parse(&version.full()), Some(version));
+        let _ = version.before();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
