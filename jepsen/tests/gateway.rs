@@ -77,7 +77,9 @@ impl Server {
         let Request { method, path, headers, body } = request;
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}");
-        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        // In one piece: a server that answers before it has read the rest resets the connection.
+        let whole = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(whole.as_bytes()).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         Answer::of(&text)

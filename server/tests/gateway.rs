@@ -38,7 +38,9 @@ fn request(member: &Member, method: &str, path: &str, headers: &[&str], body: &s
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     let length = body.len();
     let close = "Connection: close\r\n";
-    write!(stream, "{method} {path} HTTP/1.1\r\n{host}{headers}{close}Content-Length: {length}\r\n\r\n{body}").unwrap();
+    // In one piece: a server that answers before it has read the rest resets the connection.
+    let whole = format!("{method} {path} HTTP/1.1\r\n{host}{headers}{close}Content-Length: {length}\r\n\r\n{body}");
+    stream.write_all(whole.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
