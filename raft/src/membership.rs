@@ -66,6 +66,7 @@ impl Changes {
                 let step = view.plan(change, policy).map_err(ChangeError::Refused)?;
                 match self.carry_out(&view, step).await? {
                     Attempt::Made(index) => return Ok(index),
+                    // A delay: another change on its way ends with its entry, and openraft tells of no such end.
                     Attempt::TooEarly => tokio::time::sleep(self.heartbeat).await,
                 }
             }

@@ -83,6 +83,7 @@ async fn settled(cluster: &Cluster, voters: &[usize]) {
             if cluster.node(leader).voters() == voters.iter().map(|i| id(*i)).collect::<BTreeSet<_>>() {
                 return;
             }
+            // A delay: each member comes to know of its voters on its own, and none tells.
             tokio::time::sleep(ELECTION / 10).await;
         }
     };

@@ -19,7 +19,7 @@ use tower::{Service as _, ServiceExt as _};
 use crate::process::{Node, channel};
 
 const MIB: usize = 1 << 20;
-/// How long a flood stands once it has been made.
+/// How long a flood stands once it has been made: a delay, so that its memory and its neighbour can be looked at.
 const STAND: Duration = Duration::from_secs(5);
 /// Requests of a flood that are under way at once, where nothing else is said.
 const AT_ONCE: usize = 200;

@@ -144,6 +144,7 @@ async fn keep_alive(mut client: Client, lease: i64) -> Result<()> {
         };
         while keeper.keep_alive().await.is_ok() {
             let Ok(Ok(Some(_))) = timeout(REQUEST, answers.message()).await else { break };
+            // A delay: the time between two renewals.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
