@@ -97,7 +97,6 @@ struct Shared {
     queued: Condvar,
     state: Mutex<Memory>,
     files: RwLock<BTreeMap<u64, (PathBuf, Arc<File>)>>,
-    committed: Mutex<Option<LogId>>,
     meter: Arc<dyn Meter>,
     /// Writes are synced.
     syncs: bool,
@@ -107,6 +106,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Job>,
+    /// All of it has been queued.
+    committed: Option<LogId>,
     closed: bool,
     failed: Option<LogError>,
 }
@@ -128,11 +129,10 @@ impl Log {
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue { committed, ..Queue::default() }),
             queued: Condvar::new(),
             state: Mutex::new(Memory { log: recovered.state, recent: VecDeque::new(), recent_bytes: 0 }),
             files: RwLock::new(files),
-            committed: Mutex::new(committed),
             meter,
             syncs,
             appended_bytes: AtomicU64::new(0),
@@ -246,13 +246,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Everything that is queued, as soon as there is something; None when the log is closed.
-    fn next_jobs(&self) -> Option<Vec<Job>> {
+    /// Everything that is queued, as soon as there is something, and what is committed of it and of all before it;
+    /// None when the log is closed.
+    fn next_jobs(&self) -> Option<(Vec<Job>, Option<LogId>)> {
         let mut queue = self.queue.lock();
         while queue.jobs.is_empty() && !queue.closed {
             self.queued.wait(&mut queue);
         }
-        (!queue.jobs.is_empty()).then(|| std::mem::take(&mut queue.jobs))
+        (!queue.jobs.is_empty()).then(|| (std::mem::take(&mut queue.jobs), queue.committed))
     }
 
     fn fail(&self, error: LogError) {
@@ -268,10 +269,6 @@ impl Shared {
 
     fn failure(&self) -> io::Error {
         io::Error::other(self.log_failure())
-    }
-
-    fn committed(&self) -> Option<LogId> {
-        *self.committed.lock()
     }
 
     fn start(&self, previous_end: u64) -> Start {
@@ -425,16 +422,16 @@ impl RaftLogStorage<TypeConfig> for Log {
         self.write(Record::Vote(*vote)).await.map_err(io::Error::other)
     }
 
-    /// Kept in memory and written with the next batch: what is committed is found out anew after a crash, this only
-    /// saves time.
+    /// Kept in memory and written with the batch of what is queued by now, at the earliest, so that the files never name
+    /// an entry as committed that they lack. What is committed is found out anew after a crash; this only saves time.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        let mut newest = self.shared.committed.lock();
-        *newest = newest.max(committed);
+        let mut queue = self.shared.queue.lock();
+        queue.committed = queue.committed.max(committed);
         Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.shared.committed())
+        Ok(self.shared.state.lock().log.committed)
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>

@@ -12,7 +12,10 @@ use prost::Message as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::types::{Command, log_id};
+use crate::{
+    LogWrite,
+    types::{Command, log_id},
+};
 
 fn entry(term: u64, index: u64, len: usize) -> Entry {
     Entry::new(log_id(term, index), Payload::Normal(Command(vec![index as u8; len].into())))
@@ -66,6 +69,41 @@ async fn what_was_synced_is_there_after_opening_again() {
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 1)));
     assert_eq!(log.end(), Some(log_id(3, 2)));
+}
+
+/// Holds the writer up after each write, until it is let go.
+struct Gate(Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Meter for Gate {
+    fn log_written(&self, _write: LogWrite) {
+        // A sender that is gone holds nobody up.
+        let _ = self.0.lock().recv();
+    }
+}
+
+#[tokio::test]
+async fn what_is_named_as_committed_is_in_the_files() {
+    let dir = TempDir::new().unwrap();
+    {
+        let (go, gate) = std::sync::mpsc::channel();
+        let mut log = Log::open(dir.path(), Arc::new(Gate(Mutex::new(gate))), true).unwrap();
+        let (done, flushed) = TypeConfig::oneshot();
+        log.append([entry(1, 0, 1)], IOFlushed::signal(done)).await.unwrap();
+        // More than one batch, queued as a whole while the writer is held up.
+        let (rest_done, rest_flushed) = TypeConfig::oneshot();
+        let rest: Vec<Entry> = (1..4).map(|index| entry(1, index, 5 << 20)).collect();
+        log.append(rest, IOFlushed::signal(rest_done)).await.unwrap();
+        log.save_committed(Some(log_id(1, 3))).await.unwrap();
+        drop(go);
+        flushed.await.unwrap().unwrap();
+        rest_flushed.await.unwrap().unwrap();
+        let (path, end) = log.tail();
+        drop(log);
+        flip(&path, end - 1);
+    }
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.end(), Some(log_id(1, 2)));
+    assert_eq!(log.read_committed().await.unwrap(), None);
 }
 
 #[tokio::test]

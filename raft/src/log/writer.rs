@@ -68,7 +68,7 @@ enum Follow {
 impl Writer {
     /// Works until the log is closed, or a write fails.
     pub fn run(mut self) {
-        while let Some(jobs) = self.shared.next_jobs() {
+        while let Some((jobs, committed)) = self.shared.next_jobs() {
             let mut batch = Batch::default();
             for job in jobs {
                 match job {
@@ -77,7 +77,7 @@ impl Writer {
                         for entry in entries {
                             let follow = Follow::Entry(entry.log_id);
                             batch.add(&Record::Entry(entry), follow);
-                            if batch.bytes.len() >= BATCH_BYTES && !self.write(std::mem::take(&mut batch)) {
+                            if batch.bytes.len() >= BATCH_BYTES && !self.write(std::mem::take(&mut batch), None) {
                                 flushed.io_completed(Err(self.shared.failure()));
                                 return;
                             }
@@ -90,16 +90,17 @@ impl Writer {
                     }
                 }
             }
-            if !self.write(batch) {
+            if !self.write(batch, committed) {
                 return;
             }
         }
     }
 
-    /// Writes and syncs a batch and tells those who wait for it; false when that failed.
-    fn write(&mut self, mut batch: Batch) -> bool {
+    /// Writes and syncs a batch, with what is committed up to it, and tells those who wait for it; false when that
+    /// failed.
+    fn write(&mut self, mut batch: Batch, committed: Option<LogId>) -> bool {
         let waiting = std::mem::take(&mut batch.waiting);
-        let result = self.write_records(batch);
+        let result = self.write_records(batch, committed);
         if let Err(error) = &result {
             tracing::error!(%error, "the log cannot be written any more");
             self.shared.fail(error.clone());
@@ -114,11 +115,10 @@ impl Writer {
         result.is_ok()
     }
 
-    fn write_records(&mut self, mut batch: Batch) -> Result<(), LogError> {
+    fn write_records(&mut self, mut batch: Batch, committed: Option<LogId>) -> Result<(), LogError> {
         if batch.begins.is_empty() {
             return Ok(());
         }
-        let committed = self.shared.committed();
         if let Some(id) = committed.filter(|_| committed > self.committed) {
             batch.add(&Record::Committed(id), Follow::Other(Record::Committed(id)));
             self.committed = committed;
