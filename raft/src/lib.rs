@@ -11,6 +11,7 @@
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
 //!  ├ members.rs                     who they are
 //!  ├ meter.rs                       what is told to metrics
+//!  ├ recovered.rs                   what a member finds when it starts
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
 //!  └ network/                       peers, replication, snapshots
@@ -35,6 +36,7 @@ mod network;
 mod node;
 mod propose;
 mod read_index;
+pub mod recovered;
 mod removal;
 mod roster;
 mod state_machine;
@@ -65,6 +67,9 @@ pub struct Member {
     pub is_learner: bool,
 }
 
+/// The size of a segment of the log, unless a single batch is larger. The store is flushed as often as a segment fills.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
 pub struct Config {
     pub member: MemberId,
     pub cluster: ClusterId,
@@ -87,6 +92,8 @@ pub struct Config {
     pub catch_up_entries: u64,
     /// The log is synced after each write. Without that a crash of the machine may lose what was acknowledged.
     pub is_log_synced: bool,
+    /// Of a segment of the log: [`SEGMENT_BYTES`] but in tests.
+    pub segment_bytes: u64,
     pub meter: Arc<dyn Meter>,
 }
 

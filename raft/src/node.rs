@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -75,12 +76,10 @@ impl Node {
         leader_handler: Arc<dyn LeaderHandler>,
     ) -> Result<Node, StartError> {
         let (wal_dir, meter, syncs) = (config.wal_dir.clone(), config.meter.clone(), config.is_log_synced);
-        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, meter, syncs));
-        let mut log = log.await.map_err(|e| StartError::Io(e.to_string()))?.map_err(|error| match error {
-            LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
-            LogError::Io { .. } => StartError::Io(error.to_string()),
-        })?;
-        check_fit(&log, &store, &config)?;
+        let segment_bytes = config.segment_bytes;
+        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, meter, syncs, segment_bytes));
+        let mut log = log.await.map_err(|e| StartError::Io(e.to_string()))??;
+        check_fit(&log, &store, &config.data_dir)?;
         let is_fresh = log.end().is_none() && store.applied().index == 0;
 
         let io = |error: std::io::Error| StartError::Io(error.to_string());
@@ -454,7 +453,7 @@ impl Node {
 }
 
 /// The log and the store were made durable at different times, but neither may lack what the other has let go.
-fn check_fit(log: &Log, store: &Store, config: &Config) -> Result<(), StartError> {
+pub(crate) fn check_fit(log: &Log, store: &Store, data_dir: &Path) -> Result<(), StartError> {
     let applied = applied_id(&store.applied());
     if applied > log.end() {
         let (path, offset) = log.tail();
@@ -465,7 +464,7 @@ fn check_fit(log: &Log, store: &Store, config: &Config) -> Result<(), StartError
         return Err(StartError::Damaged(LogError::damaged(&path, offset, detail).to_string()));
     }
     if log.purged() > applied {
-        let path = config.data_dir.join("member").join("store");
+        let path = data_dir.join("member").join("store");
         let detail = format!(
             "the store has applied entry {applied:?}, but the log begins behind {:?}: files of the store are missing",
             log.purged()

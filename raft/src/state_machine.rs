@@ -27,8 +27,6 @@ use crate::{
 /// Entries of one batch, and the bytes of their commands.
 const BATCH_ENTRIES: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
-/// Log bytes between two flushes of the store that are made so that the log can be purged.
-const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// A snapshot's content.
 pub enum SnapshotData {
@@ -116,7 +114,7 @@ impl ApplyThread {
     }
 }
 
-fn to_log_entry(entry: Entry, roster: &mut Arc<Roster>) -> LogEntry {
+pub fn to_log_entry(entry: Entry, roster: &mut Arc<Roster>) -> LogEntry {
     let payload = match entry.payload {
         Payload::Blank => storage::Payload::Blank,
         Payload::Normal(command) => storage::Payload::Command(command.0),
@@ -179,10 +177,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)
     }
 
-    /// A snapshot is the flushed store: nothing is copied. It is put off until enough of the log could be let go.
+    /// A snapshot is the flushed store: nothing is copied. It is put off until a segment of the log could be let go.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
         let appended = self.log.appended_bytes();
-        if !force && appended < self.flushed_at + FLUSH_EVERY_BYTES {
+        if !force && appended < self.flushed_at + self.log.segment_bytes() {
             return None;
         }
         self.flushed_at = appended;

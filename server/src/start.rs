@@ -259,6 +259,7 @@ fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls
         snapshot_count: config.snapshot_count,
         catch_up_entries: config.tuning.catch_up_entries,
         is_log_synced: config.tuning.is_log_synced,
+        segment_bytes: raft::SEGMENT_BYTES,
         meter: metrics.network.clone(),
         connect: Arc::new(tls::dial::ForRaft(tls.dialer.clone())),
     }

@@ -46,7 +46,7 @@ use self::{
     writer::{Job, Writer},
 };
 use crate::{
-    Meter,
+    Meter, StartError,
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -79,6 +79,15 @@ impl LogError {
     }
 }
 
+impl From<LogError> for StartError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Damaged { .. } => StartError::Damaged(error.to_string()),
+            LogError::Io { .. } => StartError::Io(error.to_string()),
+        }
+    }
+}
+
 /// The log. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Log {
@@ -100,6 +109,7 @@ struct Shared {
     meter: Arc<dyn Meter>,
     /// Writes are synced.
     syncs: bool,
+    segment_bytes: u64,
     appended_bytes: AtomicU64,
 }
 
@@ -122,10 +132,10 @@ struct Memory {
 
 impl Log {
     /// Opens the log in `dir`, or makes an empty one there. `meter` is told of each write, and without `syncs` none of
-    /// them is synced.
-    pub fn open(dir: &Path, meter: Arc<dyn Meter>, syncs: bool) -> Result<Log, LogError> {
+    /// them is synced. New segments have `segment_bytes`.
+    pub fn open(dir: &Path, meter: Arc<dyn Meter>, syncs: bool, segment_bytes: u64) -> Result<Log, LogError> {
         fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
-        let recovered = recovery::recover(dir)?;
+        let recovered = recovery::recover(dir, segment_bytes)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;
         let shared = Arc::new(Shared {
@@ -135,6 +145,7 @@ impl Log {
             files: RwLock::new(files),
             meter,
             syncs,
+            segment_bytes,
             appended_bytes: AtomicU64::new(0),
         });
         let writer = Writer {
@@ -173,6 +184,10 @@ impl Log {
             Some(tail) => tail,
             None => files.last_key_value().map(|(_, (path, _))| (path.clone(), 0)).unwrap_or_default(),
         }
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.shared.segment_bytes
     }
 
     /// Bytes of entries appended since the log was opened.

@@ -117,7 +117,8 @@ struct Scan {
     is_followed: bool,
 }
 
-pub(super) fn recover(dir: &Path) -> Result<Recovered, LogError> {
+/// `segment_bytes` is the size of a first segment, where there is none yet.
+pub(super) fn recover(dir: &Path, segment_bytes: u64) -> Result<Recovered, LogError> {
     let (numbers, newest) = (segment::numbers(dir)?, segment::newest(dir)?);
     let missing = |number| {
         let path = segment::path_of(dir, number);
@@ -127,7 +128,7 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, LogError> {
         if let Some(newest) = newest {
             return Err(missing(newest));
         }
-        let first = segment::create(dir, 1, segment::SEGMENT_BYTES)?;
+        let first = segment::create(dir, 1, segment_bytes)?;
         let (state, segments) = (State::default(), vec![first]);
         return Ok(Recovered { state, segments, end: HEADER_LEN, previous_end: 0, next_batch: 1 });
     };

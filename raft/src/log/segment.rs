@@ -17,7 +17,6 @@ use std::{
 
 use super::{LogError, record};
 
-pub(super) const SEGMENT_BYTES: u64 = 64 << 20;
 const NEWEST: &str = "newest";
 const RECYCLED_MAX: usize = 2;
 
@@ -98,9 +97,9 @@ pub(super) fn create(dir: &Path, number: u64, size: u64) -> Result<Segment, LogE
     Ok(Segment { number, path, file: Arc::new(file), size, last_index: None })
 }
 
-/// Takes a purged segment away: kept for [`create`], or removed.
-pub(super) fn recycle(dir: &Path, segment: &Segment) -> Result<(), LogError> {
-    let is_kept = segment.size == SEGMENT_BYTES && recycled(dir)?.len() < RECYCLED_MAX;
+/// Takes a purged segment away: kept for [`create`] when it is as large as the next one will be, or removed.
+pub(super) fn recycle(dir: &Path, segment: &Segment, usual_bytes: u64) -> Result<(), LogError> {
+    let is_kept = segment.size == usual_bytes && recycled(dir)?.len() < RECYCLED_MAX;
     let result = match is_kept {
         true => fs::rename(&segment.path, dir.join(format!("recycled-{}", segment.number))),
         false => fs::remove_file(&segment.path),

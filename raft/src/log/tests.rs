@@ -22,7 +22,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 }
 
 fn open(dir: &Path) -> Result<Log, LogError> {
-    Log::open(dir, Arc::new(()), true)
+    Log::open(dir, Arc::new(()), true, crate::SEGMENT_BYTES)
 }
 
 /// Appends, and waits until it is synced.
@@ -86,7 +86,7 @@ async fn what_is_named_as_committed_is_in_the_files() {
     let dir = TempDir::new().unwrap();
     {
         let (go, gate) = std::sync::mpsc::channel();
-        let mut log = Log::open(dir.path(), Arc::new(Gate(Mutex::new(gate))), true).unwrap();
+        let mut log = Log::open(dir.path(), Arc::new(Gate(Mutex::new(gate))), true, crate::SEGMENT_BYTES).unwrap();
         let (done, flushed) = TypeConfig::oneshot();
         log.append([entry(1, 0, 1)], IOFlushed::signal(done)).await.unwrap();
         // More than one batch, queued as a whole while the writer is held up.
@@ -276,7 +276,7 @@ proptest! {
                     Step::Tear(seed) => {
                         drop(log);
                         let path = only_segment(dir.path());
-                        let end = recovery::recover(dir.path()).unwrap().end;
+                        let end = recovery::recover(dir.path(), crate::SEGMENT_BYTES).unwrap().end;
                         let garbage: Vec<u8> = (0..300u32).map(|i| (i * 7 + u32::from(seed)) as u8).collect();
                         OpenOptions::new().write(true).open(path).unwrap().write_all_at(&garbage, end).unwrap();
                         log = open(dir.path()).unwrap();
@@ -296,7 +296,7 @@ fn recovered(number: u64, first_batch: u64, records: &[(u8, bool, Vec<u8>)]) -> 
     let dir = TempDir::new().unwrap();
     fs::write(segment::path_of(dir.path(), number), fuzzing::segment(number, first_batch, records)).unwrap();
     fs::write(segment::newest_path(dir.path()), number.to_string()).unwrap();
-    recovery::recover(dir.path()).map(|recovered| recovered.state.next())
+    recovery::recover(dir.path(), crate::SEGMENT_BYTES).map(|recovered| recovered.state.next())
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::{
     LogError, Shared,
     record::{self, HEADER_LEN, Record},
     recovery::Position,
-    segment::{self, SEGMENT_BYTES, Segment},
+    segment::{self, Segment},
 };
 use crate::{
     LogWrite,
@@ -125,7 +125,7 @@ impl Writer {
         }
         let segment = self.segments.last().expect("there is always a segment");
         if self.end > HEADER_LEN && self.end + batch.bytes.len() as u64 > segment.size {
-            let size = SEGMENT_BYTES.max(HEADER_LEN + batch.bytes.len() as u64 + 4096);
+            let size = self.shared.segment_bytes.max(HEADER_LEN + batch.bytes.len() as u64 + 4096);
             let next = segment::create(&self.dir, segment.number + 1, size)?;
             self.shared.add_file(&next);
             self.segments.push(next);
@@ -186,7 +186,7 @@ impl Writer {
         while self.segments.len() > 1 && self.segments[0].last_index.is_none_or(|last| last < first) {
             let segment = self.segments.remove(0);
             self.shared.remove_file(&segment);
-            segment::recycle(&self.dir, &segment)?;
+            segment::recycle(&self.dir, &segment, self.shared.segment_bytes)?;
         }
         Ok(())
     }

@@ -191,6 +191,7 @@ pub async fn try_start_member(
         snapshot_count: 1000,
         catch_up_entries: 5000,
         is_log_synced: true,
+        segment_bytes: raft::SEGMENT_BYTES,
         meter: Arc::new(()),
         connect: Arc::new(Tcp),
     };
