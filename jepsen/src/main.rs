@@ -11,6 +11,7 @@ mod kill;
 mod load;
 mod process;
 mod reconfigure;
+mod test;
 mod tls;
 mod verify;
 mod watcher;
@@ -32,6 +33,8 @@ enum Command {
     Kill(kill::Arguments),
     /// Adds, replaces and removes members under load and checks that nothing acknowledged is lost
     Reconfigure(reconfigure::Arguments),
+    /// Cuts the power of members under load and checks that nothing acknowledged is lost; needs root
+    PowerCut(test::power_cut::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
     /// Floods a member in many ways and watches its memory and what a well-behaved client gets
@@ -42,12 +45,21 @@ enum Command {
     Clients(clients::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> anyhow::Result<()> {
+    let command = Arguments::parse().command;
+    if let Command::PowerCut(_) = command {
+        // Before there are other threads, which would stay outside.
+        test::nodes::sandbox::enter()?;
+    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(command))
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Differential(arguments) => differential::run(arguments).await,
         Command::Kill(arguments) => kill::run(arguments).await,
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
+        Command::PowerCut(arguments) => test::power_cut::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,

@@ -5,8 +5,9 @@
 //! A dropped node is killed, and so is every node whose harness dies.
 
 use std::{
+    ffi::OsString,
     fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     ops::Range,
     os::fd::OwnedFd,
@@ -37,12 +38,27 @@ const LOG_TAIL_LINES: usize = 30;
 /// Below the range from which Linux takes ports for outgoing connections: a port stays free while its node is down.
 const PORTS: Range<u16> = 28000..29000;
 
+/// What a node listens at on a host of its own.
+const HOST_CLIENT_PORT: u16 = 2379;
+const HOST_PEER_PORT: u16 = 2380;
+
 /// A TCP port that no other harness on this machine takes while this value lives.
 ///
-/// The number is claimed by holding the UDP port of the same number, which leaves the TCP port to the node.
+/// The number is claimed by holding the UDP port of the same number, which leaves the TCP port to the node. On a host
+/// of the node's own nothing needs to be claimed.
 struct Port {
+    address: Ipv4Addr,
     number: u16,
-    _claim: UdpSocket,
+    _claim: Option<UdpSocket>,
+}
+
+/// Where a node runs that does not share this process's network, limits or clock.
+#[derive(Clone)]
+pub struct Host {
+    pub address: Ipv4Addr,
+    /// Moves the calling process there. It runs between fork and exec, so it may do no more than system calls.
+    pub enter: Arc<dyn Fn() -> io::Result<()> + Send + Sync>,
+    pub environment: Vec<(String, OsString)>,
 }
 
 impl Port {
@@ -51,14 +67,14 @@ impl Port {
         for number in (first..PORTS.end).chain(PORTS.start..first) {
             let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)) else { continue };
             if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
-                return Ok(Port { number, _claim: claim });
+                return Ok(Port { address: Ipv4Addr::LOCALHOST, number, _claim: Some(claim) });
             }
         }
         bail!("no free port in {PORTS:?}")
     }
 
     fn url(&self, scheme: &str) -> String {
-        format!("{scheme}://127.0.0.1:{}", self.number)
+        format!("{scheme}://{}:{}", self.address, self.number)
     }
 }
 
@@ -102,6 +118,7 @@ pub struct Node {
     data_dir: PathBuf,
     log: PathBuf,
     flags: Vec<String>,
+    host: Option<Host>,
     process: Option<Process>,
 }
 
@@ -131,8 +148,33 @@ impl Node {
             log: data_dir.with_extension("log"),
             data_dir,
             flags: flags.to_vec(),
+            host: None,
             process: None,
         })
+    }
+
+    /// A member on a host of its own, with its log wherever it is wanted. It belongs to no cluster yet.
+    pub fn on_host(target: &Target, name: &str, data_dir: PathBuf, log: PathBuf, flags: &[String], host: Host) -> Node {
+        let port = |number| Port { address: host.address, number, _claim: None };
+        Node {
+            target: target.clone(),
+            name: name.to_owned(),
+            client: port(HOST_CLIENT_PORT),
+            peer: port(HOST_PEER_PORT),
+            initial_cluster: String::new(),
+            joins: false,
+            data_dir,
+            log,
+            flags: flags.to_vec(),
+            host: Some(host),
+            process: None,
+        }
+    }
+
+    /// Makes it one of the first members (`name=peer-url,…`) of a new cluster.
+    pub fn found(&mut self, initial_cluster: String) {
+        assert!(self.process.is_none(), "a running node was told to found a cluster");
+        self.initial_cluster = initial_cluster;
     }
 
     pub fn name(&self) -> &str {
@@ -207,6 +249,11 @@ impl Node {
             .stderr(writer)
             .kill_on_drop(true);
         die_with_parent(&mut command);
+        if let Some(Host { enter, environment, .. }) = self.host.clone() {
+            command.envs(environment);
+            // SAFETY: a host's way in is made of system calls only.
+            unsafe { command.pre_exec(move || enter()) };
+        }
         let child = command.spawn().with_context(|| format!("cannot run {}", self.target.binary.display()))?;
         // The command holds the pipe's writing end: only without it does the reader see the end of the log.
         drop(command);
@@ -280,7 +327,7 @@ impl Node {
         }
     }
 
-    fn signal(&self, signal: libc::c_int) -> Result<()> {
+    pub fn signal(&self, signal: libc::c_int) -> Result<()> {
         let pid = self.pid()?;
         // SAFETY: plain system call. The child has not been waited for, so the id cannot belong to another process.
         if unsafe { libc::kill(pid as libc::pid_t, signal) } != 0 {
@@ -369,6 +416,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A cluster of nodes on hosts of their own, not started yet.
+    pub fn on_hosts(target: &Target, mut nodes: Vec<Node>, dir: &Path, flags: &[String]) -> Cluster {
+        let members: Vec<String> = nodes.iter().map(|node| format!("{}={}", node.name, node.peer_url())).collect();
+        for node in &mut nodes {
+            node.found(members.join(","));
+        }
+        let named = nodes.len();
+        Cluster { nodes, target: target.clone(), dir: dir.to_path_buf(), flags: flags.to_vec(), named }
+    }
+
     /// Starts members with their data in folders of `dir` and waits until all serve.
     pub async fn start(target: &Target, size: usize, dir: &Path, flags: &[String]) -> Result<Cluster> {
         let mut nodes = (1..=size)

@@ -1,0 +1,81 @@
+//! Faults, made on purpose and taken back.
+//!
+//! A nemesis strikes, the fault lasts as long as the driver lets it, and it is healed. What it did is counted, and a
+//! count that stays zero over a run shows that the fault never took effect: such a run proves nothing.
+
+mod power;
+mod process;
+pub mod victims;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use futures::future::BoxFuture;
+use rand::rngs::StdRng;
+
+use super::nodes::Nodes;
+
+/// What was done, and to whom.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub at: Instant,
+    pub description: String,
+    /// The names of the nodes that it concerns.
+    pub victims: Vec<String>,
+}
+
+/// What came of a fault, known once it is healed.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    pub at: Instant,
+    pub description: String,
+    /// What proves that the fault took effect. Over a run each must come to more than zero.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+pub trait Nemesis: Send {
+    fn name(&self) -> &'static str;
+
+    /// Makes the fault. Whatever it is, a quorum survives it, or comes back when it is healed.
+    fn strike<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Fault>>;
+
+    /// Takes the fault back. All nodes run then, though they may still have to catch up.
+    fn heal<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Effect>>;
+}
+
+impl Fault {
+    fn new(nodes: &Nodes, victims: &[usize], at: Instant, description: String) -> Fault {
+        let victims = victims.iter().map(|victim| nodes.name(*victim).to_owned()).collect();
+        Fault { at, description, victims }
+    }
+}
+
+impl Effect {
+    fn now(description: impl Into<String>, counters: &[(&'static str, u64)]) -> Effect {
+        Effect { at: Instant::now(), description: description.into(), counters: counters.to_vec() }
+    }
+}
+
+/// Each nemesis by its name.
+const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
+    ("kill", || Box::new(process::Kill::default())),
+    ("pause", || Box::new(process::Pause::default())),
+    ("restart-all", || Box::new(process::RestartAll::default())),
+    ("rolling-restart", || Box::new(process::RollingRestart)),
+    ("power-cut", || Box::new(power::PowerCut::default())),
+];
+
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|(name, _)| *name).collect()
+}
+
+pub fn all() -> Vec<Box<dyn Nemesis>> {
+    ALL.iter().map(|(_, make)| make()).collect()
+}
+
+pub fn by_name(name: &str) -> Result<Box<dyn Nemesis>> {
+    match ALL.iter().find(|(known, _)| *known == name) {
+        Some((_, make)) => Ok(make()),
+        None => bail!("no nemesis {name}; there are: {}", names().join(", ")),
+    }
+}

@@ -1,0 +1,83 @@
+//! What one node has for itself: an address in a network of its own, a disk, limits.
+
+use std::{
+    fs::File,
+    io,
+    net::Ipv4Addr,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Result;
+
+use super::{
+    Options,
+    cgroup::{Group, Hierarchies},
+    disk::Disk,
+    namespace::Namespace,
+    switch::Switch,
+    system::check,
+};
+use crate::process::{Host, Node, Target};
+
+/// Where the harness itself is.
+pub const HARNESS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The address of node n is this and n.
+const FIRST_ADDRESS: u8 = 10;
+
+pub struct Machine {
+    pub address: Ipv4Addr,
+    pub disk: Disk,
+    pub group: Group,
+    pub frozen: bool,
+    namespace: Namespace,
+    name: String,
+    log: PathBuf,
+}
+
+impl Machine {
+    /// Sets up a machine for the node with that number and plugs it into the network.
+    pub fn set_up(
+        number: u8,
+        dir: &Path,
+        options: &Options,
+        hierarchies: &Hierarchies,
+        switch: &Switch,
+    ) -> Result<Machine> {
+        let name = format!("n{number}");
+        let address = Ipv4Addr::from(u32::from(HARNESS_ADDRESS) + u32::from(FIRST_ADDRESS - 1 + number));
+        let (namespace, tun) = Namespace::with_tun(address)?;
+        switch.connect(address, tun);
+        let mount_point = dir.join(&name);
+        let disk = match options.disk_in_file {
+            true => Disk::in_file(&mount_point, options.disk_bytes)?,
+            false => Disk::in_memory(&mount_point, options.disk_bytes)?,
+        };
+        let group = Group::create(hierarchies, &name)?;
+        Ok(Machine { address, disk, group, frozen: false, namespace, log: dir.join(format!("{name}.log")), name })
+    }
+
+    /// The node that runs here.
+    pub fn node(&self, target: &Target, flags: &[String]) -> Result<Node> {
+        let data_dir = self.disk.path().join("data");
+        let host = Host { address: self.address, enter: self.way_in()?, environment: Vec::new() };
+        Ok(Node::on_host(target, &self.name, data_dir, self.log.clone(), flags, host))
+    }
+
+    fn way_in(&self) -> Result<Arc<dyn Fn() -> io::Result<()> + Send + Sync>> {
+        let (doors, namespace) = (self.group.doors()?, self.namespace.clone());
+        Ok(Arc::new(move || {
+            for door in &doors {
+                go_through(door)?;
+            }
+            namespace.enter()
+        }))
+    }
+}
+
+/// Moves this process into a control group.
+fn go_through(door: &File) -> io::Result<()> {
+    // SAFETY: one byte is written from a constant of one.
+    check(unsafe { libc::write(door.as_raw_fd(), c"0".as_ptr().cast(), 1) } as libc::c_int).map(drop)
+}

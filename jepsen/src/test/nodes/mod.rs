@@ -1,0 +1,353 @@
+//! A cluster of real processes, each on a machine of its own as far as Linux can make it so.
+//!
+//! A node has a network namespace whose one interface ends in our [`switch`], a small ext4 on a loop device whose power
+//! can be cut ([`disk`]), and control groups ([`cgroup`]). The harness is in a network and a mount table of its own
+//! too ([`sandbox`]), so that nothing of all this is seen outside, and nothing is left of it when the harness is gone.
+//!
+//! [`Nodes`] does to nodes what nemeses ask for, and knows which nodes should be running: an exit that nobody ordered is
+//! an error.
+
+pub mod cgroup;
+pub mod disk;
+mod interface;
+pub mod link;
+mod loop_device;
+pub mod machine;
+mod namespace;
+pub mod sandbox;
+pub mod switch;
+mod system;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::future::join_all;
+use proto::etcdserverpb::{StatusRequest, StatusResponse, maintenance_client::MaintenanceClient};
+use tokio::{
+    sync::watch,
+    task::block_in_place,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    load::Endpoints,
+    process::{Cluster, Node, Target},
+};
+use cgroup::Hierarchies;
+use link::Link;
+use machine::{HARNESS_ADDRESS, Machine};
+use switch::Switch;
+
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
+const LEADER_LIMIT: Duration = Duration::from_secs(30);
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How a cluster is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Members at the start
+    pub size: usize,
+    /// Further flags for each node
+    pub flags: Vec<String>,
+    pub disk_bytes: u64,
+    /// Whether the disks are in files of the run's folder, and not in memory
+    pub disk_in_file: bool,
+    /// Decides which packets are lost
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { size: 3, flags: Vec::new(), disk_bytes: 512 << 20, disk_in_file: false, seed: 1 }
+    }
+}
+
+/// The running cluster. Dropping it ends its processes and takes everything down.
+pub struct Nodes {
+    pub cluster: Cluster,
+    /// As many as there are nodes, in the same order.
+    machines: Vec<Machine>,
+    switch: Switch,
+    endpoints: watch::Sender<Vec<String>>,
+    hierarchies: Hierarchies,
+    target: Target,
+    dir: PathBuf,
+    options: Options,
+    numbered: u8,
+}
+
+impl Nodes {
+    /// Starts members with their logs in files of `dir` and waits until all serve. The harness must be in its
+    /// [`sandbox`].
+    pub async fn start(target: &Target, dir: &Path, options: Options) -> Result<Nodes> {
+        let hierarchies = Hierarchies::find()?;
+        hierarchies.sweep()?;
+        let switch = Switch::start(options.seed)?;
+        let tun = interface::tun(HARNESS_ADDRESS).context("cannot make the harness's own TUN device")?;
+        switch.connect(HARNESS_ADDRESS, tun);
+        let numbered = u8::try_from(options.size).context("too many nodes")?;
+        let machines = block_in_place(|| {
+            let set_up = |number| Machine::set_up(number, dir, &options, &hierarchies, &switch);
+            (1..=numbered).map(set_up).collect::<Result<Vec<Machine>>>()
+        })?;
+        let nodes =
+            machines.iter().map(|machine| machine.node(target, &options.flags)).collect::<Result<Vec<Node>>>()?;
+        let cluster = Cluster::on_hosts(target, nodes, dir, &options.flags);
+        let (endpoints, _) = watch::channel(cluster.endpoints());
+        let (target, dir) = (target.clone(), dir.to_path_buf());
+        let mut nodes = Nodes { cluster, machines, switch, endpoints, hierarchies, target, dir, options, numbered };
+        if let Err(error) = nodes.cluster.start_stopped().await {
+            return Err(error.context(nodes.log_tails()));
+        }
+        Ok(nodes)
+    }
+
+    /// Where clients reach the members, as they come and go.
+    pub fn endpoints(&self) -> Endpoints {
+        self.endpoints.subscribe()
+    }
+
+    pub fn len(&self) -> usize {
+        self.machines.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.machines.is_empty()
+    }
+
+    pub fn name(&self, node: usize) -> &str {
+        self.cluster.nodes[node].name()
+    }
+
+    /// The names of some nodes, for descriptions.
+    pub fn names(&self, nodes: &[usize]) -> String {
+        nodes.iter().map(|node| self.name(*node)).collect::<Vec<&str>>().join(", ")
+    }
+
+    pub fn machine(&self, node: usize) -> &Machine {
+        &self.machines[node]
+    }
+
+    pub fn machine_mut(&mut self, node: usize) -> &mut Machine {
+        &mut self.machines[node]
+    }
+
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    pub fn log_tails(&self) -> String {
+        self.cluster.log_tails()
+    }
+
+    /// What a node answers about itself, if it answers.
+    pub async fn status(&self, node: usize) -> Option<StatusResponse> {
+        let node = &self.cluster.nodes[node];
+        if !node.is_running() {
+            return None;
+        }
+        let mut client = MaintenanceClient::new(node.channel());
+        let answer = timeout(STATUS_LIMIT, client.status(StatusRequest {})).await;
+        Some(answer.ok()?.ok()?.into_inner())
+    }
+
+    /// The node that leads the latest term, of those that answer. Waits for one.
+    pub async fn leader(&self) -> Result<usize> {
+        let wait = async {
+            loop {
+                let statuses = join_all((0..self.len()).map(|node| self.status(node))).await;
+                if let Some(leader) = leading(&statuses) {
+                    return leader;
+                }
+                sleep(LEADER_PAUSE).await;
+            }
+        };
+        timeout(LEADER_LIMIT, wait).await.with_context(|| format!("nobody led within {LEADER_LIMIT:?}"))
+    }
+
+    /// An error if a node has ended that nobody ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        for node in &mut self.cluster.nodes {
+            ensure!(
+                !node.is_running() || !node.has_exited()?,
+                "{} ended, and nobody had ordered it\n{}",
+                node.name(),
+                node.log_tail()
+            );
+        }
+        Ok(())
+    }
+
+    /// Ends nodes with SIGKILL, and waits until they are gone.
+    pub async fn kill(&mut self, victims: &[usize]) -> Result<()> {
+        self.check_running()?;
+        for victim in victims {
+            self.cluster.nodes[*victim].kill()?;
+        }
+        self.bury(victims).await
+    }
+
+    /// Waits until nodes that got SIGKILL are gone.
+    async fn bury(&mut self, victims: &[usize]) -> Result<()> {
+        for victim in victims {
+            // The first version of control groups keeps a frozen process from dying.
+            self.resume(*victim)?;
+            self.cluster.nodes[*victim].exited().await?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the power of nodes: what they have not synced is lost. Gives how many bytes that were. The disks are left
+    /// unmounted.
+    pub async fn cut_power(&mut self, victims: &[usize]) -> Result<u64> {
+        self.check_running()?;
+        for victim in victims {
+            // They must not see their disks fail.
+            self.cluster.nodes[*victim].signal(libc::SIGSTOP)?;
+        }
+        let lost = block_in_place(|| {
+            let mut lost = 0;
+            for victim in victims {
+                let disk = &self.machines[*victim].disk;
+                lost += disk.unsynced_bytes()?;
+                disk.cut_power()?;
+            }
+            anyhow::Ok(lost)
+        })?;
+        for victim in victims {
+            self.cluster.nodes[*victim].kill()?;
+        }
+        self.bury(victims).await?;
+        block_in_place(|| victims.iter().try_for_each(|victim| self.machines[*victim].disk.unmount()))?;
+        Ok(lost)
+    }
+
+    /// Mounts the disks of nodes whose power was cut.
+    pub fn restore_power(&mut self, victims: &[usize]) -> Result<()> {
+        block_in_place(|| victims.iter().try_for_each(|victim| self.machines[*victim].disk.mount()))
+    }
+
+    /// Starts whichever nodes are down, and waits until they serve.
+    pub async fn start_stopped(&mut self) -> Result<()> {
+        if let Err(error) = self.cluster.start_stopped().await {
+            return Err(error.context(self.log_tails()));
+        }
+        Ok(())
+    }
+
+    /// Asks a node to stop and waits for it.
+    pub async fn stop(&mut self, node: usize) -> Result<()> {
+        self.check_running()?;
+        let node = &mut self.cluster.nodes[node];
+        let status = node.terminate(STOP_LIMIT).await?;
+        // etcd ends by the signal that it handled.
+        let ordered = status.success() || std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGTERM);
+        ensure!(ordered, "{} was asked to stop and ended with {status}\n{}", node.name(), node.log_tail());
+        Ok(())
+    }
+
+    /// Lets a node do nothing until it is resumed.
+    pub fn pause(&mut self, node: usize) -> Result<()> {
+        match self.hierarchies.freezes() {
+            true => block_in_place(|| self.machines[node].group.freeze())?,
+            false => self.cluster.nodes[node].signal(libc::SIGSTOP)?,
+        }
+        self.machines[node].frozen = true;
+        Ok(())
+    }
+
+    pub fn resume(&mut self, node: usize) -> Result<()> {
+        if !self.machines[node].frozen {
+            return Ok(());
+        }
+        match self.hierarchies.freezes() {
+            true => self.machines[node].group.thaw()?,
+            false => self.cluster.nodes[node].signal(libc::SIGCONT)?,
+        }
+        self.machines[node].frozen = false;
+        Ok(())
+    }
+
+    /// What is wrong from now on with what one node sends to another.
+    pub fn set_link(&self, from: usize, to: usize, link: Link) {
+        self.switch.set(self.machines[from].address, self.machines[to].address, link);
+    }
+
+    /// Makes all links between nodes sound.
+    pub fn heal_links(&self) {
+        for from in 0..self.len() {
+            for to in (0..self.len()).filter(|to| *to != from) {
+                self.set_link(from, to, Link::default());
+            }
+        }
+    }
+
+    /// Ends all nodes in order and takes everything down.
+    pub async fn shutdown(mut self) -> Result<()> {
+        self.heal_links();
+        for node in 0..self.len() {
+            self.resume(node)?;
+            if self.cluster.nodes[node].is_running() {
+                self.stop(node).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what the nodes have on their disks to a folder for someone to look at.
+    pub fn keep(&self, to: &Path) -> Result<()> {
+        block_in_place(|| self.machines.iter().try_for_each(|machine| disk::keep(machine.disk.path(), to)))
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        // A disk can be unmounted only when nothing runs on it any more.
+        for (node, machine) in self.cluster.nodes.iter_mut().zip(&mut self.machines) {
+            if node.is_running() {
+                // It may have ended, and then there is nothing to do.
+                let _ = node.kill();
+            }
+            if machine.frozen {
+                let _ = machine.group.thaw();
+            }
+        }
+    }
+}
+
+fn leading(statuses: &[Option<StatusResponse>]) -> Option<usize> {
+    let leads = |status: &StatusResponse| {
+        status.leader != 0 && status.header.as_ref().is_some_and(|header| header.member_id == status.leader)
+    };
+    let terms = statuses.iter().enumerate().filter_map(|(node, status)| {
+        let status = status.as_ref().filter(|status| leads(status))?;
+        Some((status.raft_term, node))
+    });
+    terms.max().map(|(_, node)| node)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::etcdserverpb::ResponseHeader;
+
+    use super::*;
+
+    fn status(member_id: u64, leader: u64, raft_term: u64) -> Option<StatusResponse> {
+        let header = Some(ResponseHeader { member_id, ..ResponseHeader::default() });
+        Some(StatusResponse { header, leader, raft_term, ..StatusResponse::default() })
+    }
+
+    #[test]
+    fn of_two_that_lead_the_later_term_counts() {
+        assert_eq!(leading(&[status(1, 1, 4), status(2, 2, 5), None]), Some(1));
+    }
+
+    #[test]
+    fn a_follower_does_not_lead() {
+        assert_eq!(leading(&[None, status(2, 1, 5), status(3, 0, 6)]), None);
+    }
+}
