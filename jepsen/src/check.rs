@@ -1,0 +1,6 @@
+//! Judging a run by its history alone: pure functions, no I/O, no clock.
+//!
+//! A run, simulated or real, leaves a [`history::History`]. Each checker takes it, or the part that concerns it, and
+//! says what is impossible about it.
+
+pub mod history;
