@@ -21,6 +21,7 @@ mod operation;
 mod request;
 mod response;
 mod watch;
+mod wire;
 
 use std::collections::BTreeMap;
 
