@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
 use proto::{EtcdError, MemberId, command::Outcome, peer};
-use storage::Store;
+use storage::{Store, planted};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -207,6 +207,9 @@ impl Node {
 
     /// Returns once this member has applied everything that was committed anywhere when the call began.
     pub async fn read_index(&self) -> Result<(), RaftError> {
+        if planted!(ReadIndexSkipped) {
+            return Ok(());
+        }
         let deadline = self.deadline();
         loop {
             let mut status = self.inner.leadership.watch();

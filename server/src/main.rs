@@ -89,6 +89,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    #[cfg(feature = "planted")]
+    storage::planted::announce();
     let environment =
         std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
     let flags = match Flags::read(std::env::args().skip(1), environment) {

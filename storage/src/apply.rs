@@ -41,6 +41,7 @@ use crate::{
     index::{Entry, Index, Key},
     keys,
     lease::{self, LeaseInfo},
+    planted,
     range::{Failed, Snapshot},
     record::{self, EventRecord},
     stats::{self, Work},
@@ -444,7 +445,12 @@ impl<'w, 'b> Write<'w, 'b> {
                 }
                 Some(Request::RequestTxn(txn)) => {
                     let path = nested.next().expect("a nested transaction has a path");
-                    Some(Response::ResponseTxn(self.txn(txn, path)?))
+                    if planted!(TxnComparesLate) {
+                        let path = Path::choose(&self.batch.snapshot(), txn)?;
+                        Some(Response::ResponseTxn(self.txn(txn, &path)?))
+                    } else {
+                        Some(Response::ResponseTxn(self.txn(txn, path)?))
+                    }
                 }
                 None => None,
             };
@@ -455,7 +461,10 @@ impl<'w, 'b> Write<'w, 'b> {
 
     /// Reads what the transaction has written so far, or, at a given revision, the state before it.
     fn range(&self, range: &RangeRequest) -> Result<RangeResponse, Failed> {
-        let now = self.batch.snapshot();
+        let mut now = self.batch.snapshot();
+        if planted!(TxnReadsCompacted) {
+            now.compacted = 0;
+        }
         let snapshot = match range.revision {
             ..=0 => Snapshot { revision: self.current(), ..now },
             _ => Snapshot { index: &self.before, revision: self.revision - 1, ..now },

@@ -35,7 +35,7 @@ use crate::{
     error::{ReadError, StorageError},
     event::Observer,
     hash::{self, HashKv},
-    keys,
+    keys, planted,
     record::{EventRecord, Kind},
     stats::{self, Counters},
     store::{View, meta},
@@ -257,7 +257,8 @@ impl Shared {
         let mut step = WriteBatch::default();
         let (mut going_on, mut removed) = (true, 0);
         let pace = *self.pace.lock();
-        db.each_event(finished, target, |at, event| {
+        let last = target + i64::from(planted!(CompactionOffByOne));
+        db.each_event(finished, last, |at, event| {
             for_each_removed(at, &event, finished, target, |revision| {
                 step.delete_cf(db.cf(DATA), keys::data_key(&event.key, revision));
                 step.delete_cf(db.cf(EVENTS), keys::event_key(revision));
@@ -309,7 +310,7 @@ pub(crate) fn for_each_removed(
     {
         remove(prev);
     }
-    if event.kind == Kind::Delete && at.main < target {
+    if event.kind == Kind::Delete && (at.main < target || planted!(DeleteEventCompacted)) {
         remove(at);
     }
 }

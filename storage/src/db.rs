@@ -11,7 +11,7 @@ use rocksdb::{
 
 use crate::{
     error::StorageError,
-    keys,
+    keys, planted,
     record::{self, EventRecord},
 };
 
@@ -42,7 +42,7 @@ impl Db {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         // All column families reach the disk at one point of the write order, so a crash never tears one from another.
-        options.set_atomic_flush(true);
+        options.set_atomic_flush(!planted!(FamiliesFlushedApart));
         options.set_paranoid_checks(true);
         options.set_max_background_jobs(2);
         options.set_max_open_files(OPEN_FILES_MAX);

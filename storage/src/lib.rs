@@ -10,6 +10,7 @@
 //!    users, roles, and who may do what                        auth/
 //!    what is counted and timed                             stats.rs
 //! beside: compaction in small steps                           compact.rs
+//!         bugs planted to try the tests                       planted.rs
 //!         the whole state, for backups                        export.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
 //! ```
@@ -38,6 +39,7 @@ mod hash;
 mod index;
 mod keys;
 mod lease;
+pub mod planted;
 mod range;
 mod record;
 mod snapshot;

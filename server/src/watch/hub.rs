@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use storage::{Change, Store};
+use storage::{Change, Store, planted};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -224,7 +224,11 @@ impl Shared {
         }
         let (id, start) = (watch.id, watch.start);
         let from_now_on = start == 0 || start > revision;
-        let next = if from_now_on { start.max(revision + 1) } else { start };
+        let next = match from_now_on {
+            true if planted!(FutureWatchIgnored) => revision + 1,
+            true => start.max(revision + 1),
+            false => start,
+        };
         let watcher = Watcher::new(self.serial.fetch_add(1, SeqCst), watch, watches.outbox.clone(), next);
         state.by_id.insert(id, watcher.clone());
         self.watchers.fetch_add(1, SeqCst);
