@@ -1,0 +1,3 @@
+//! A whole cluster in one thread, under simulated time, network and disk.
+
+pub mod disk;
