@@ -4,3 +4,8 @@
 //! says what is impossible about it.
 
 pub mod history;
+pub mod linearizability;
+pub mod store;
+#[cfg(test)]
+mod tape;
+pub mod verdict;

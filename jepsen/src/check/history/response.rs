@@ -14,7 +14,7 @@ pub struct Response {
 /// The header of an answer. Of an answer that was put together from several, the last one's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// 0: the answer has none (a keep-alive to etcd's gateway, a lease list).
+    /// 0: not told.
     pub revision: i64,
     #[serde(default, skip_serializing_if = "is_default")]
     pub member: u64,

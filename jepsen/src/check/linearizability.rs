@@ -1,0 +1,212 @@
+//! Linearizability: whether all that clients were answered could have come from one store that does one request at a
+//! time, each at some moment between its invocation and its end (Herlihy & Wing, 1990).
+//!
+//! Two scopes:
+//!
+//! - [`Scope::Store`]: the whole key space with transactions, ranges, leases and compactions. Every write that succeeds
+//!   adds exactly one to the revision, so nobody else may write while such a history is made. What it asks is more than
+//!   linearizability of each key: one order of all of them.
+//! - [`Scope::Key`]: one key, when all of its operations are on it alone. Linearizability is local (ibid., section
+//!   3.3): if each key's history is linearizable, so is all of it. Others may write other keys.
+//!
+//! What is answered helps the search. Of two answers the one with the lower revision came first. What anyone was told
+//! about a revision must be what was written at it. An operation of unknown outcome is then left with few places: a
+//! revision that nobody was told as his own.
+//!
+//! Failed operations are left out, since they are not done; so are serializable reads, which promise less (see
+//! [`super::serializable`]). A lease may expire at any time after it was granted, which is as a revocation of unknown
+//! outcome; whether it may at that time is for [`super::lease`] to say.
+
+mod evidence;
+mod model;
+pub mod search;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    history::{Blob, History, Keys, Request, Txn, TxnOp},
+    store::Store,
+    verdict::Verdict,
+};
+use evidence::Evidence;
+use model::{Judged, StoreModel};
+use search::{Call, Found, search};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Store,
+    Key,
+}
+
+/// Some 300 MB.
+const CONFIGURATIONS_MAX: usize = 6_000_000;
+const SHOWN_OF_ORDER: usize = 12;
+
+/// One order for all requests to the store, which begins as `initial`.
+pub fn check_store(history: &History, initial: &Store) -> Result<Verdict> {
+    let operations = judged(history)?;
+    let watched = Evidence::of_watches(history);
+    let verdict = check(&operations, &operations, initial, Scope::Store, &watched, CONFIGURATIONS_MAX);
+    if verdict.passes() || watched.is_empty() {
+        return Ok(verdict);
+    }
+    // Watches may be what is wrong: their checker says so. Without them the search is wider.
+    Ok(check(&operations, &operations, initial, Scope::Store, &Evidence::default(), CONFIGURATIONS_MAX))
+}
+
+/// An order for each key. All operations must be on one key each.
+pub fn check_keys(history: &History, initial: &Store) -> Result<Verdict> {
+    let operations = judged(history)?;
+    let mut keys: BTreeMap<Blob, Vec<Judged>> = BTreeMap::new();
+    for operation in &operations {
+        let key = single_key(&operation.request).with_context(|| format!("not on one key: {operation}"))?;
+        keys.entry(key.clone()).or_default().push(operation.clone());
+    }
+    let mut verdict = Verdict::default();
+    for of_key in keys.values() {
+        verdict =
+            verdict.and(check(of_key, &operations, initial, Scope::Key, &Evidence::default(), CONFIGURATIONS_MAX));
+    }
+    Ok(verdict)
+}
+
+/// The operations that have a place in an order.
+fn judged(history: &History) -> Result<Vec<Judged>> {
+    let mut judged = Vec::new();
+    for operation in history.operations()? {
+        if !operation.may_have_happened() || is_local(&operation.request) {
+            continue;
+        }
+        judged.extend(Judged::new(&operation)?);
+    }
+    Ok(judged)
+}
+
+/// Whether one member answers it from what it has.
+pub(super) fn is_local(request: &Request) -> bool {
+    fn local(txn: &Txn) -> bool {
+        txn.success.iter().chain(&txn.failure).all(|op| match op {
+            TxnOp::Range(range) => range.serializable,
+            TxnOp::Txn(txn) => local(txn),
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) => false,
+        })
+    }
+    match request {
+        Request::As { request, .. } => is_local(request),
+        Request::Range(range) => range.serializable,
+        Request::Txn(txn) => local(txn) && !(txn.success.is_empty() && txn.failure.is_empty()),
+        Request::LeaseKeepAlive { .. }
+        | Request::LeaseTimeToLive { .. }
+        | Request::HashKv { .. }
+        | Request::Defragment
+        | Request::Snapshot
+        | Request::Watch { .. } => true,
+        _ => false,
+    }
+}
+
+fn check(
+    operations: &[Judged],
+    all: &[Judged],
+    initial: &Store,
+    scope: Scope,
+    watched: &Evidence,
+    configurations_max: usize,
+) -> Verdict {
+    let mut verdict = Verdict::default();
+    let definite = operations.iter().filter(|operation| operation.response.is_some()).count();
+    verdict.count("operations with an answer", definite);
+    verdict.count("operations of unknown outcome", operations.len() - definite);
+    let evidence = match Evidence::of_operations(operations, watched) {
+        Ok(evidence) => evidence,
+        Err(anomaly) => {
+            verdict.anomalies.push(anomaly);
+            return verdict;
+        }
+    };
+    let calls: Vec<Call> = operations.iter().map(Judged::call).collect();
+    let claimed: BTreeSet<i64> = all.iter().filter_map(Judged::claims).collect();
+    let mut model = StoreModel::new(initial.clone(), operations, scope, &evidence, &claimed);
+    match search(&mut model, &calls, configurations_max) {
+        Found::Order(_) => {}
+        Found::Undecided => verdict
+            .undecided
+            .push(format!("no order of {} operations within {configurations_max} configurations", operations.len())),
+        Found::Nothing { longest, stuck } => {
+            let explanation = explain(&mut model, operations, &calls, &longest, &stuck);
+            let entries = stuck.iter().map(|operation| operations[*operation].invoked);
+            verdict.found("not linearizable", entries.collect::<Vec<usize>>(), explanation);
+        }
+    }
+    verdict
+}
+
+/// The end of the longest order, and why none of the operations that run then can be next.
+fn explain(
+    model: &mut StoreModel,
+    operations: &[Judged],
+    calls: &[Call],
+    longest: &[usize],
+    stuck: &[usize],
+) -> String {
+    let mut lines = vec![format!("after {} operations none of those that run can be next", longest.len())];
+    let from = longest.len().saturating_sub(SHOWN_OF_ORDER);
+    lines.extend(longest[from..].iter().map(|operation| format!("  done: {}", operations[*operation])));
+    model.redo(longest, calls);
+    let late = first_left(calls, longest);
+    for operation in stuck {
+        let why_not = match late.filter(|late| comes_before(calls, *late, *operation)) {
+            Some(late) => format!("by its revision it comes after {}, which was asked later", operations[late]),
+            None => model.why_not(*operation),
+        };
+        lines.push(format!("  cannot be next: {}; {why_not}", operations[*operation]));
+    }
+    lines.join("\n")
+}
+
+/// Of what has no place in the order, the operation of the lowest rank.
+fn first_left(calls: &[Call], order: &[usize]) -> Option<usize> {
+    let placed: HashSet<usize> = order.iter().copied().collect();
+    let left = (0..calls.len()).filter(|operation| !placed.contains(operation) && calls[*operation].ended.is_some());
+    left.filter(|operation| calls[*operation].rank.is_some()).min_by_key(|operation| calls[*operation].rank)
+}
+
+fn comes_before(calls: &[Call], one: usize, other: usize) -> bool {
+    let (Some((_, highest)), Some((lowest, _))) = (calls[one].rank, calls[other].rank) else { return false };
+    highest < lowest
+}
+
+/// The key that a request is about, if it is about one only.
+fn single_key(request: &Request) -> Option<&Blob> {
+    let mut touched = Vec::new();
+    match request {
+        Request::As { request, .. } => return single_key(request),
+        Request::Put(put) => touched.push(Some(&put.key)),
+        Request::Range(range) => touched.push(one(&range.keys)),
+        Request::DeleteRange(delete) => touched.push(one(&delete.keys)),
+        Request::Txn(txn) => touch(txn, &mut touched),
+        _ => {}
+    }
+    let first = *touched.first()?;
+    touched.iter().all(|key| *key == first).then_some(first)?
+}
+
+fn one(keys: &Keys) -> Option<&Blob> {
+    keys.is_one().then_some(&keys.key)
+}
+
+fn touch<'a>(txn: &'a Txn, touched: &mut Vec<Option<&'a Blob>>) {
+    touched.extend(txn.compares.iter().map(|compare| one(&compare.keys)));
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            TxnOp::Put(put) => touched.push(Some(&put.key)),
+            TxnOp::Range(range) => touched.push(one(&range.keys)),
+            TxnOp::DeleteRange(delete) => touched.push(one(&delete.keys)),
+            TxnOp::Txn(txn) => touch(txn, touched),
+        }
+    }
+}

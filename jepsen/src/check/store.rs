@@ -1,0 +1,102 @@
+//! The whole of etcd's key space as a model: every version of every key, leases, and what a request answers.
+//!
+//! It is sequential and so plain that it can be believed. [`Store::execute`] does a request and tells what a store
+//! must answer; [`Store::undo`] takes it back, which is what a search needs. Versions are kept for ever, so that a
+//! read of an old revision, the state before an event and a watch can be judged:
+//!
+//! | revision | request | versions of a |
+//! |---|---|---|
+//! | 2 | put a = 1 | 2: 1 |
+//! | 3 | delete a | 2: 1, 3: none |
+
+mod execute;
+
+use std::collections::BTreeMap;
+
+pub use execute::{Executed, Undo};
+
+use super::history::{Blob, KeyValue, Keys};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Version {
+    pub revision: i64,
+    /// `None`: the key was deleted.
+    pub kv: Option<KeyValue>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    revision: i64,
+    compacted: i64,
+    /// In the order of revisions, which differ.
+    versions: BTreeMap<Blob, Vec<Version>>,
+    leases: BTreeMap<i64, Lease>,
+    fingerprint: u128,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lease {
+    Granted,
+    /// Its grant has no known outcome. It is taken as granted as soon as anyone needs it.
+    Possible,
+    Revoked,
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store::new(1, [])
+    }
+}
+
+impl Store {
+    /// A store whose older revisions nobody asks for.
+    pub fn new(revision: i64, kvs: impl IntoIterator<Item = KeyValue>) -> Store {
+        let version = |kv: KeyValue| (kv.key.clone(), vec![Version { revision: kv.mod_revision, kv: Some(kv) }]);
+        Store {
+            revision,
+            compacted: 0,
+            versions: kvs.into_iter().map(version).collect(),
+            leases: BTreeMap::new(),
+            fingerprint: 0,
+        }
+    }
+
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// A lease that may have been granted.
+    pub fn lease_is_possible(&mut self, lease: i64) {
+        self.leases.entry(lease).or_insert(Lease::Possible);
+    }
+
+    /// Stands for all that tells this state from others that the same requests could have led to.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
+
+    /// The key as it was at a revision.
+    pub fn at(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
+        at(self.versions.get(key)?, revision)
+    }
+
+    /// All keys as they were at a revision, in their order.
+    pub fn range(&self, keys: &Keys, revision: i64) -> impl Iterator<Item = &KeyValue> {
+        self.within(keys).filter_map(move |(_, versions)| at(versions, revision))
+    }
+
+    /// All versions, by key.
+    pub fn versions(&self) -> impl Iterator<Item = (&Blob, &[Version])> {
+        self.versions.iter().map(|(key, versions)| (key, versions.as_slice()))
+    }
+
+    fn within(&self, keys: &Keys) -> impl Iterator<Item = (&Blob, &Vec<Version>)> {
+        let (first, keys) = (keys.key.clone(), keys.clone());
+        self.versions.range(first..).take_while(move |(key, _)| keys.contains(key))
+    }
+}
+
+fn at(versions: &[Version], revision: i64) -> Option<&KeyValue> {
+    let after = versions.partition_point(|version| version.revision <= revision);
+    versions[..after].last()?.kv.as_ref()
+}
