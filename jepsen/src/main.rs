@@ -34,7 +34,9 @@ enum Command {
     /// Adds, replaces and removes members under load and checks that nothing acknowledged is lost
     Reconfigure(reconfigure::Arguments),
     /// Cuts the power of members under load and checks that nothing acknowledged is lost; needs root
-    PowerCut(test::power_cut::Arguments),
+    PowerCut(test::rounds::PowerCutArguments),
+    /// Makes one fault after another under load and measures the recovery from each; needs root
+    Rounds(test::rounds::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
     /// Floods a member in many ways and watches its memory and what a well-behaved client gets
@@ -47,7 +49,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let command = Arguments::parse().command;
-    if let Command::PowerCut(_) = command {
+    if let Command::PowerCut(_) | Command::Rounds(_) = command {
         // Before there are other threads, which would stay outside.
         test::nodes::sandbox::enter()?;
     }
@@ -59,7 +61,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Differential(arguments) => differential::run(arguments).await,
         Command::Kill(arguments) => kill::run(arguments).await,
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
-        Command::PowerCut(arguments) => test::power_cut::run(arguments).await,
+        Command::PowerCut(arguments) => test::rounds::run_power_cut(arguments).await,
+        Command::Rounds(arguments) => test::rounds::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,

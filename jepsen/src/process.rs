@@ -91,6 +91,10 @@ impl Target {
         Ok(Target { binary: binary.into(), tls: None })
     }
 
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Clients and members then have to show certificates.
     pub fn over_tls(self, tls: Tls) -> Target {
         Target { tls: Some(tls), ..self }

@@ -4,4 +4,4 @@
 pub mod nemesis;
 #[allow(dead_code, reason = "most nemeses are yet to come")]
 pub mod nodes;
-pub mod power_cut;
+pub mod rounds;

@@ -3,8 +3,10 @@
 //! A nemesis strikes, the fault lasts as long as the driver lets it, and it is healed. What it did is counted, and a
 //! count that stays zero over a run shows that the fault never took effect: such a run proves nothing.
 
+mod network;
 mod power;
 mod process;
+mod resources;
 pub mod victims;
 
 use std::time::Instant;
@@ -13,7 +15,8 @@ use anyhow::{Result, bail};
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 
-use super::nodes::Nodes;
+use super::nodes::{Needs, Nodes};
+use network::{Kind, Network};
 
 /// What was done, and to whom.
 #[derive(Clone, Debug)]
@@ -35,6 +38,11 @@ pub struct Effect {
 
 pub trait Nemesis: Send {
     fn name(&self) -> &'static str;
+
+    /// What the cluster must be made with for it.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
 
     /// Makes the fault. Whatever it is, a quorum survives it, or comes back when it is healed.
     fn strike<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Fault>>;
@@ -62,6 +70,18 @@ const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
     ("pause", || Box::new(process::Pause::default())),
     ("restart-all", || Box::new(process::RestartAll::default())),
     ("rolling-restart", || Box::new(process::RollingRestart)),
+    ("slow-cpu", || Box::new(resources::SlowCpu::default())),
+    ("memory-pressure", || Box::new(resources::MemoryPressure::default())),
+    ("partition-halves", || Box::new(Network::new(Kind::Halves))),
+    ("partition-ring", || Box::new(Network::new(Kind::MajorityRing))),
+    ("partition-one-way", || Box::new(Network::new(Kind::OneWay))),
+    ("partition-leader", || Box::new(Network::new(Kind::Leader))),
+    ("partition-flapping", || Box::new(Network::new(Kind::Flapping))),
+    ("lossy-links", || Box::new(Network::new(Kind::Lossy))),
+    ("slow-links", || Box::new(Network::new(Kind::Slow))),
+    ("reordering-links", || Box::new(Network::new(Kind::Reordering))),
+    ("duplicating-links", || Box::new(Network::new(Kind::Duplicating))),
+    ("narrow-links", || Box::new(Network::new(Kind::Narrow))),
     ("power-cut", || Box::new(power::PowerCut::default())),
 ];
 

@@ -185,13 +185,10 @@ impl Group {
         numbered(&cpu.read("cpu.stat")?, "nr_throttled")
     }
 
-    pub fn memory_used(&self) -> Result<u64> {
+    /// What the node has in memory that is no cached file.
+    pub fn memory_kept(&self) -> Result<u64> {
         let memory = self.memory.as_ref().context("no memory controller")?;
-        let file = match memory.version {
-            Version::One => "memory.usage_in_bytes",
-            Version::Two => "memory.current",
-        };
-        memory.read(file)?.trim().parse().context("not a number of bytes")
+        numbered(&memory.read("memory.stat")?, if memory.version == Version::One { "rss" } else { "anon" })
     }
 
     /// Lets the node, its cached files included, have so much memory at most, or as much as there is.

@@ -14,6 +14,7 @@ use anyhow::Result;
 use super::{
     Options,
     cgroup::{Group, Hierarchies},
+    clock::Clock,
     disk::Disk,
     namespace::Namespace,
     switch::Switch,
@@ -26,11 +27,20 @@ pub const HARNESS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The address of node n is this and n.
 const FIRST_ADDRESS: u8 = 10;
 
+/// Why a node may end by itself.
+pub struct Excuse {
+    pub words: Vec<String>,
+    pub log_from: u64,
+}
+
 pub struct Machine {
     pub address: Ipv4Addr,
     pub disk: Disk,
     pub group: Group,
     pub frozen: bool,
+    pub clock: Option<Clock>,
+    /// If the node may end: the words that its log then has to hold from that byte on.
+    pub excuse: Option<Excuse>,
     namespace: Namespace,
     name: String,
     log: PathBuf,
@@ -55,13 +65,19 @@ impl Machine {
             false => Disk::in_memory(&mount_point, options.disk_bytes)?,
         };
         let group = Group::create(hierarchies, &name)?;
-        Ok(Machine { address, disk, group, frozen: false, namespace, log: dir.join(format!("{name}.log")), name })
+        let clock = match options.needs.own_clock {
+            true => Some(Clock::new(dir.join(format!("{name}.clock")), options.monotonic_clock_too)?),
+            false => None,
+        };
+        let log = dir.join(format!("{name}.log"));
+        Ok(Machine { address, disk, group, frozen: false, clock, excuse: None, namespace, name, log })
     }
 
     /// The node that runs here.
     pub fn node(&self, target: &Target, flags: &[String]) -> Result<Node> {
         let data_dir = self.disk.path().join("data");
-        let host = Host { address: self.address, enter: self.way_in()?, environment: Vec::new() };
+        let environment = self.clock.as_ref().map_or(Ok(Vec::new()), Clock::environment)?;
+        let host = Host { address: self.address, enter: self.way_in()?, environment };
         Ok(Node::on_host(target, &self.name, data_dir, self.log.clone(), flags, host))
     }
 

@@ -8,23 +8,26 @@
 //! an error.
 
 pub mod cgroup;
+pub mod clock;
 pub mod disk;
 mod interface;
 pub mod link;
 mod loop_device;
 pub mod machine;
 mod namespace;
+mod needs;
 pub mod sandbox;
 pub mod switch;
 mod system;
 
 use std::{
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use proto::etcdserverpb::{StatusRequest, StatusResponse, maintenance_client::MaintenanceClient};
 use tokio::{
     sync::watch,
@@ -38,7 +41,8 @@ use crate::{
 };
 use cgroup::Hierarchies;
 use link::Link;
-use machine::{HARNESS_ADDRESS, Machine};
+use machine::{Excuse, HARNESS_ADDRESS, Machine};
+pub use needs::Needs;
 use switch::Switch;
 
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
@@ -56,13 +60,25 @@ pub struct Options {
     pub disk_bytes: u64,
     /// Whether the disks are in files of the run's folder, and not in memory
     pub disk_in_file: bool,
+    /// What the nemeses of the run need
+    pub needs: Needs,
+    /// Whether clocks that jump take the monotonic ones with them
+    pub monotonic_clock_too: bool,
     /// Decides which packets are lost
     pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { size: 3, flags: Vec::new(), disk_bytes: 512 << 20, disk_in_file: false, seed: 1 }
+        Options {
+            size: 3,
+            flags: Vec::new(),
+            disk_bytes: 512 << 20,
+            disk_in_file: false,
+            needs: Needs::default(),
+            monotonic_clock_too: false,
+            seed: 1,
+        }
     }
 }
 
@@ -86,6 +102,7 @@ impl Nodes {
     pub async fn start(target: &Target, dir: &Path, options: Options) -> Result<Nodes> {
         let hierarchies = Hierarchies::find()?;
         hierarchies.sweep()?;
+        options.needs.check(&hierarchies, target.binary())?;
         let switch = Switch::start(options.seed)?;
         let tun = interface::tun(HARNESS_ADDRESS).context("cannot make the harness's own TUN device")?;
         switch.connect(HARNESS_ADDRESS, tun);
@@ -169,17 +186,40 @@ impl Nodes {
         timeout(LEADER_LIMIT, wait).await.with_context(|| format!("nobody led within {LEADER_LIMIT:?}"))
     }
 
-    /// An error if a node has ended that nobody ended.
+    /// An error if a node has ended that nobody ended and that had no excuse.
     pub fn check_running(&mut self) -> Result<()> {
-        for node in &mut self.cluster.nodes {
-            ensure!(
-                !node.is_running() || !node.has_exited()?,
-                "{} ended, and nobody had ordered it\n{}",
-                node.name(),
-                node.log_tail()
-            );
+        for (node, machine) in self.cluster.nodes.iter_mut().zip(&self.machines) {
+            if !node.is_running() || !node.has_exited()? {
+                continue;
+            }
+            let (name, tail) = (node.name(), node.log_tail());
+            let excuse = machine.excuse.as_ref().with_context(|| format!("{name} ended by itself\n{tail}"))?;
+            let log = node.log_from(excuse.log_from)?;
+            let missing = excuse.words.iter().find(|word| !log.contains(word.as_str()));
+            ensure!(missing.is_none(), "{name} ended without saying {missing:?}\n{tail}");
         }
         Ok(())
+    }
+
+    /// From now on a node may end by itself, if it says these words.
+    pub fn may_end(&mut self, node: usize, words: &[&str]) {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        self.machines[node].excuse = Some(Excuse { words, log_from: self.cluster.nodes[node].log_length() });
+    }
+
+    /// From now on nodes have no excuse to end. Gives those that had ended; they are not started.
+    pub async fn must_run(&mut self, nodes: &[usize]) -> Result<Vec<usize>> {
+        self.check_running()?;
+        let mut ended = Vec::new();
+        for index in nodes {
+            let node = &mut self.cluster.nodes[*index];
+            if node.is_running() && node.has_exited()? {
+                node.exited().await?;
+                ended.push(*index);
+            }
+            self.machines[*index].excuse = None;
+        }
+        Ok(ended)
     }
 
     /// Ends nodes with SIGKILL, and waits until they are gone.
@@ -242,12 +282,7 @@ impl Nodes {
     /// Asks a node to stop and waits for it.
     pub async fn stop(&mut self, node: usize) -> Result<()> {
         self.check_running()?;
-        let node = &mut self.cluster.nodes[node];
-        let status = node.terminate(STOP_LIMIT).await?;
-        // etcd ends by the signal that it handled.
-        let ordered = status.success() || std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGTERM);
-        ensure!(ordered, "{} was asked to stop and ended with {status}\n{}", node.name(), node.log_tail());
-        Ok(())
+        terminate(&mut self.cluster.nodes[node]).await
     }
 
     /// Lets a node do nothing until it is resumed.
@@ -289,12 +324,13 @@ impl Nodes {
     /// Ends all nodes in order and takes everything down.
     pub async fn shutdown(mut self) -> Result<()> {
         self.heal_links();
+        self.check_running()?;
         for node in 0..self.len() {
             self.resume(node)?;
-            if self.cluster.nodes[node].is_running() {
-                self.stop(node).await?;
-            }
         }
+        // Together: one after the other, the last would look in vain for another leader.
+        let running = self.cluster.nodes.iter_mut().filter(|node| node.is_running());
+        try_join_all(running.map(terminate)).await?;
         Ok(())
     }
 
@@ -317,6 +353,14 @@ impl Drop for Nodes {
             }
         }
     }
+}
+
+async fn terminate(node: &mut Node) -> Result<()> {
+    let status = node.terminate(STOP_LIMIT).await?;
+    // etcd ends by the signal that it handled.
+    let ordered = status.success() || status.signal() == Some(libc::SIGTERM);
+    ensure!(ordered, "{} was asked to stop and ended with {status}\n{}", node.name(), node.log_tail());
+    Ok(())
 }
 
 fn leading(statuses: &[Option<StatusResponse>]) -> Option<usize> {
