@@ -48,7 +48,7 @@ impl Bench {
     }
 
     fn state(&self) -> (u32, i64) {
-        self.store.wait_compacted(self.store.compacted_revision()).expect("compaction works");
+        futures::executor::block_on(self.store.wait_compacted(self.store.compacted_revision())).expect("compaction works");
         self.store.hash().expect("the store is read")
     }
 }

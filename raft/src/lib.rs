@@ -14,6 +14,8 @@
 //!  ├ recovered.rs                   what a member finds when it starts
 //!  ├ state_machine.rs               committed entries to the store
 //!  ├ log/                           segment files, group commit, recovery
+//!  ├ disk.rs                        what the log needs of a disk
+//!  ├ runtime.rs                     where openraft's tasks run
 //!  └ network/                       peers, replication, snapshots
 //! ```
 //!
@@ -25,6 +27,7 @@
 mod change;
 mod contact;
 mod convert;
+pub mod disk;
 mod force_new;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -39,6 +42,7 @@ mod read_index;
 pub mod recovered;
 mod removal;
 mod roster;
+mod runtime;
 mod state_machine;
 mod status;
 mod types;
@@ -48,11 +52,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use proto::{ClusterId, MemberId};
 
+use self::disk::Disk;
+
 pub use change::{Change, ChangePolicy};
 pub use members::{Members, MembershipError};
 pub use membership::ChangeError;
 pub use meter::{LogWrite, Meter, PeerEvent};
-pub use network::connect::{Connect, PeerStream};
+pub use network::connect::{Connect, PeerChannel, PeerStream, Reach};
 pub use node::Node;
 
 /// A member of the cluster.
@@ -82,12 +88,14 @@ pub struct Config {
     /// Snapshots on their way stand in `member/snapshots` below it.
     pub data_dir: PathBuf,
     pub wal_dir: PathBuf,
+    /// Where `wal_dir` is.
+    pub disk: Arc<dyn Disk>,
     pub heartbeat: Duration,
     pub election_timeout: Duration,
     /// Entries between two looks at whether the log can be cut.
     pub snapshot_count: u64,
-    /// Opens connections to the other members.
-    pub connect: Arc<dyn Connect>,
+    /// How the other members are reached.
+    pub reach: Reach,
     /// Log entries kept behind a flushed store, for followers that lag.
     pub catch_up_entries: u64,
     /// The log is synced after each write. Without that a crash of the machine may lose what was acknowledged.

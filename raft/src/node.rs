@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
 use proto::{EtcdError, MemberId, command::Outcome, peer};
-use storage::{Store, planted};
+use storage::{Store, host, planted};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -20,7 +20,7 @@ use crate::{
     Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, Meter, RaftError, StartError, Status, contact,
     convert::change_to_wire,
     force_new,
-    log::{Log, LogError},
+    log::{Folder, Log, LogError},
     members,
     membership::Changes,
     network::{client::Peers, server::PeerService, transfer},
@@ -75,9 +75,9 @@ impl Node {
         store: Store,
         leader_handler: Arc<dyn LeaderHandler>,
     ) -> Result<Node, StartError> {
-        let (wal_dir, meter, syncs) = (config.wal_dir.clone(), config.meter.clone(), config.is_log_synced);
-        let segment_bytes = config.segment_bytes;
-        let log = tokio::task::spawn_blocking(move || Log::open(&wal_dir, meter, syncs, segment_bytes));
+        let (path, disk, segment_bytes) = (config.wal_dir.clone(), config.disk.clone(), config.segment_bytes);
+        let (meter, syncs) = (config.meter.clone(), config.is_log_synced);
+        let log = host::blocking(move || Log::open(Folder { disk, path, segment_bytes }, meter, syncs));
         let mut log = log.await.map_err(|e| StartError::Io(e.to_string()))??;
         check_fit(&log, &store, &config.data_dir)?;
         let is_fresh = log.end().is_none() && store.applied().index == 0;
@@ -99,7 +99,7 @@ impl Node {
             config.election_timeout,
             snapshots.clone(),
             config.meter.clone(),
-            config.connect.clone(),
+            config.reach.clone(),
         );
         let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
         let others = members.clone().into_iter().filter(|(id, _)| *id != config.member.0);
@@ -138,8 +138,8 @@ impl Node {
             election_timeout: config.election_timeout,
             one_at_a_time: Arc::default(),
         };
-        tokio::spawn(changes.clone().seat_newcomers());
-        tokio::spawn(contact::log_changes(raft.clone(), config.election_timeout));
+        host::spawn(changes.clone().seat_newcomers());
+        host::spawn(contact::log_changes(raft.clone(), config.election_timeout));
         let heard = Heard::now();
         let removal = removal::Watcher {
             member: config.member.0,
@@ -149,7 +149,7 @@ impl Node {
             roster: roster.clone(),
             election_timeout: config.election_timeout,
         };
-        tokio::spawn(removal.run(removed_sender));
+        host::spawn(removal.run(removed_sender));
         let inner = Inner {
             member: config.member.0,
             cluster: config.cluster.0,
@@ -403,7 +403,7 @@ impl Node {
         }
         self.inner.raft.shutdown().await.map_err(|error| RaftError::Fatal(error.to_string()))?;
         let store = self.inner.store.clone();
-        let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+        let flushed = host::blocking(move || store.flush()).await;
         let fatal = |error: &dyn std::error::Error| RaftError::Fatal(error.to_string());
         flushed.map_err(|e| fatal(&e))?.map_err(|e| fatal(&e))?;
         Ok(())

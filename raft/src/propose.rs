@@ -20,6 +20,7 @@ use proto::{
     command::Outcome,
     peer::{self, propose_response::result::Result as Answer},
 };
+use storage::host;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -69,7 +70,7 @@ impl Proposer {
     /// Starts the batcher, which ends when the last clone is dropped.
     pub fn start(raft: Raft, peers: Peers, leadership: Leadership) -> Self {
         let (queue, received) = mpsc::channel(PENDING_MAX as usize);
-        tokio::spawn(hand_over(raft.clone(), peers, leadership, received));
+        host::spawn(hand_over(raft.clone(), peers, leadership, received));
         Proposer { raft, queue, pending: Arc::default() }
     }
 
@@ -108,7 +109,7 @@ async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: 
             Some((leader, _)) if leader == leadership.member() => write(&raft, batch).await,
             Some((leader, peer)) => {
                 let mut client = peers.forwarding(leader, &peer);
-                tokio::spawn(async move {
+                host::spawn(async move {
                     let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
                     let response = client.propose(peer::ProposeRequest { commands }).await;
                     let mut results = response.map(|r| r.into_inner().results).unwrap_or_default().into_iter();
@@ -137,7 +138,7 @@ async fn write(raft: &Raft, batch: Vec<Waiting>) {
     let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(command, s)| (Command(command), s)).unzip();
     match raft.client_write_many(commands).await {
         Ok(mut results) => {
-            tokio::spawn(async move {
+            host::spawn(async move {
                 for sender in senders {
                     // Who asked may have gone.
                     drop(sender.send(fate(results.next().await)));

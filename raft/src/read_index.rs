@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use proto::peer;
+use storage::host;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -35,7 +36,7 @@ impl ReadIndex {
     pub fn start(raft: Raft, peers: Peers, leadership: Leadership, patience: Duration) -> Self {
         let (queue, received) = mpsc::channel(WAITING_MAX);
         let reads = ReadIndex { raft: raft.clone(), queue };
-        tokio::spawn(rounds(raft, peers, leadership, patience, received));
+        host::spawn(rounds(raft, peers, leadership, patience, received));
         reads
     }
 

@@ -8,7 +8,8 @@ use storage::{LogEntry, Store};
 
 use crate::{
     StartError,
-    log::Log,
+    disk::FileSystem,
+    log::{Folder, Log},
     node::check_fit,
     state_machine::{roster_of, to_log_entry},
     types::{LogId, position},
@@ -51,7 +52,8 @@ pub struct Recovered {
 /// # Errors
 /// Those with which a member refuses to start.
 pub async fn read(data_dir: &Path, wal_dir: &Path, segment_bytes: u64, store: &Store) -> Result<Recovered, StartError> {
-    let mut log = Log::open(wal_dir, Arc::new(()), true, segment_bytes)?;
+    let folder = Folder { disk: Arc::new(FileSystem), path: wal_dir.into(), segment_bytes };
+    let mut log = Log::open(folder, Arc::new(()), true)?;
     check_fit(&log, store, data_dir)?;
     let io = |error: std::io::Error| StartError::Io(error.to_string());
     let applied = store.applied();

@@ -7,7 +7,6 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
 };
 
 use futures::{Stream, StreamExt as _};
@@ -15,7 +14,10 @@ use openraft::{
     OptionalSend, RaftSnapshotBuilder,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
-use storage::{Applied, Applier, LogEntry, StorageError, Store};
+use storage::{
+    Applied, Applier, LogEntry, StorageError, Store,
+    host::{self, Worker},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -45,6 +47,7 @@ pub struct StateMachine {
     store: Store,
     log: Log,
     jobs: mpsc::Sender<Job>,
+    _worker: Worker,
     /// [`Log::appended_bytes`] when the store was flushed last.
     flushed_at: u64,
 }
@@ -59,15 +62,15 @@ impl StateMachine {
     ) -> io::Result<Self> {
         let (jobs, mut received) = mpsc::channel(4);
         let mut thread = ApplyThread { store: store.clone(), applier: store.applier(), progress, roster };
-        thread::Builder::new().name("apply".into()).spawn(move || {
-            while let Some(job) = received.blocking_recv() {
+        let worker = host::worker("apply", async move {
+            while let Some(job) = received.recv().await {
                 match job {
                     Job::Apply(entries, done) => drop(done.send(thread.apply(entries))),
                     Job::Install(dir, done) => drop(done.send(thread.install(&dir))),
                 }
             }
         })?;
-        Ok(StateMachine { store, log, jobs, flushed_at: 0 })
+        Ok(StateMachine { store, log, jobs, _worker: worker, flushed_at: 0 })
     }
 
     async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, io::Error> {
@@ -224,7 +227,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let store = self.store.clone();
-        let flushed = tokio::task::spawn_blocking(move || {
+        let flushed = host::blocking(move || {
             let applied = store.applied();
             store.flush().map(|_| applied)
         });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use openraft::{Instant as _, ServerState, async_runtime::WatchReceiver as _, metrics::RaftMetrics};
 use proto::MemberId;
+use storage::host;
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
@@ -27,7 +28,7 @@ impl Leadership {
         let mut raft_metrics = raft.metrics();
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
         let (sender, status) = watch::channel(now);
-        tokio::spawn(async move {
+        host::spawn(async move {
             let mut ticks = tokio::time::interval(election_timeout / 4);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {

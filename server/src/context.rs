@@ -12,7 +12,7 @@ use proto::{
     etcdserverpb::ResponseHeader,
 };
 use raft::RaftError;
-use storage::{AuthState, ReadError, StorageError};
+use storage::{AuthState, ReadError, StorageError, host};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -197,7 +197,7 @@ impl Context {
         read: impl FnOnce(&storage::Store) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Status> {
         let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || read(&store)).await {
+        match host::blocking(move || read(&store)).await {
             Ok(result) => result.map_err(|error| self.read_error(error)),
             Err(error) if error.is_panic() => Err(self.local_failure(format!("a read of the store failed: {error}"))),
             Err(_) => Err(EtcdError::Stopped.into()),

@@ -17,7 +17,7 @@ use proto::{
         RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
     },
 };
-use storage::{AuthState, RangeCursor, Right, cost};
+use storage::{AuthState, RangeCursor, Right, cost, host};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -120,7 +120,7 @@ impl Kv for KvService {
         let auth_revision = self.ctx.auth.require_range(&caller, &request.key, &request.range_end).await?;
         let cursor = self.ctx.blocking(move |store| store.range_cursor(&request, STREAM_PART_BYTES)).await?;
         let (sender, receiver) = mpsc::channel(STREAM_PARTS_AHEAD);
-        tokio::spawn(send_parts(self.ctx.clone(), cursor, sender, auth_revision));
+        host::spawn(send_parts(self.ctx.clone(), cursor, sender, auth_revision));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -188,7 +188,7 @@ impl Kv for KvService {
             other => return Err(self.ctx.wrong_outcome("Compact", &other)),
         };
         if physical {
-            self.ctx.blocking(move |store| Ok(store.wait_compacted(revision)?)).await?;
+            self.ctx.store.wait_compacted(revision).await.map_err(|error| self.ctx.storage_error(error))?;
         }
         self.ctx.stamp(&mut response.header);
         Ok(Response::new(response))

@@ -13,6 +13,7 @@ use proto::{
     },
 };
 use raft::RaftError;
+use storage::host;
 use tonic::{Request, Response, Status};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -102,7 +103,7 @@ impl Maintenance for MaintenanceService {
         admit(&self.ctx, request.metadata(), Learner::Refuses)?;
         self.ctx.auth.require_admin(&self.ctx.auth.caller(&request)).await?;
         // A task of its own: it goes on, and the member's health is set right, when the client gives up.
-        let task = tokio::spawn(defragment(self.ctx.clone(), self.health.clone()));
+        let task = host::spawn(defragment(self.ctx.clone(), self.health.clone()));
         task.await.map_err(|_| EtcdError::Stopped)??;
         Ok(Response::new(DefragmentResponse::default()))
     }

@@ -8,9 +8,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use proto::command::{MemberAttributes, command::Op};
-use storage::Store;
+use storage::host;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -20,29 +20,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access,
-    auth::{Auth, Passwords, Tokens},
     bootstrap::DataDir,
     compactor,
     config::{Config, Listen},
-    context::{Context, Fatal},
+    context::Context,
     corruption,
     gates::Gate,
-    gateway, http, lease,
+    gateway, http,
     listen::{self, Listener},
-    metrics::{self, Metrics},
-    observer::Observer,
+    member::{Machine, Member},
+    metrics,
     peer_http::PeerHttp,
-    quota::Quota,
     serve::{self, Server},
-    snapshot::Snapshots,
-    tls::{self, Tls},
+    tls::Tls,
     tracing_export::Tracing,
-    tuning::Tuning,
-    urls, version, watch,
+    urls, version,
 };
 
-/// RocksDB's block cache.
-const CACHE_BYTES: usize = 256 * 1024 * 1024;
 /// What open requests get to end in after the signal.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// The node's own part of the shutdown is bounded, too; this is for a disk that hangs.
@@ -104,40 +98,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         is_restart = dir.is_restart,
         "opened the data directory"
     );
-    let (fatal, mut failures) = Fatal::new();
-    let shutdown = CancellationToken::new();
-    let hub = watch::Hub::new();
-    let clock = lease::Clock::new();
-    let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
-    let metrics = Metrics::new(dir.identity.member, config.tuning.metrics, &config.gates)?;
-    let observer = Observer::new(hub.clone(), clock.clone(), tokens.clone(), metrics.clone());
-    let store = open_store(&dir, observer, config.tuning).await?;
-    hub.attach(store.clone());
-    metrics.attach(hub.clone(), clock.clone());
-    let node_config = node_config(&config, &dir, &metrics, &tls);
-    let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
-    let passwords = Passwords::new(config.auth.bcrypt_cost);
-    let auth = Auth::new(store.clone(), node.clone(), tokens, passwords, config.auth.trusts_certificates);
-    let ctx = Arc::new(Context {
-        auth,
-        store,
-        node: node.clone(),
-        cluster: dir.identity.cluster,
-        member: dir.identity.member,
-        limits: config.limits,
-        change_policy: config.change_policy,
-        gates: config.gates.clone(),
-        quota: Quota::new(config.limits.quota_backend_bytes),
-        peer_http: PeerHttp::new(tls.dialer.clone()),
-        watch_progress_interval: config.watch_progress_interval,
-        election_timeout: config.election_timeout,
-        metrics,
-        fatal,
-        snapshots: Snapshots::new(config.data_dir.join("member").join("snapshots")),
-        shutdown: shutdown.clone(),
-    });
+    let member = Member::start(&config, &dir, Machine::this(tls.dialer.clone())).await?;
+    let (ctx, mut failures) = (member.ctx.clone(), member.failures);
+    let (node, shutdown) = (ctx.node.clone(), ctx.shutdown.clone());
     ctx.quota.log();
-    clock.attach(ctx.clone());
     if dir.is_restart && ctx.gates.is_on(Gate::InitialCorruptCheck) {
         corruption::initial_check(&ctx).await?;
     }
@@ -146,7 +110,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for listener in listeners.metrics {
         server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
-    let mut grpc = serve::grpc_routes(ctx.clone(), hub, clock, config.tuning.slow_request).await?;
+    let mut grpc = serve::grpc_routes(ctx.clone(), member.hub, member.clock, config.tuning.slow_request).await?;
     let spans = config.tracing.as_ref().map(Tracing::start).transpose()?;
     if let Some(spans) = &spans {
         grpc = grpc.layer(spans.layer());
@@ -168,13 +132,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for listener in listeners.peer {
         peer_server.start(listener, peer.clone(), tls.peer.as_ref());
     }
-    tokio::spawn(metrics::count_leaders(ctx.metrics.clone(), node.watch_status()));
+    host::spawn(metrics::count_leaders(ctx.metrics.clone(), node.watch_status()));
     if let Some(retention) = config.retention {
-        tokio::spawn(compactor::run(ctx.clone(), retention));
+        host::spawn(compactor::run(ctx.clone(), retention));
     }
     corruption::start(&ctx, config.corruption_checks);
     version::start(&ctx, config.downgrade_check);
-    let published = tokio::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
+    let published = host::spawn(publish(ctx.clone(), config.name.clone(), urls::to_strings(&config.advertise_client)));
 
     let serving = async {
         wait_until_ready(&ctx, published).await;
@@ -204,7 +168,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
 
     // A second signal is for those who cannot wait.
-    tokio::spawn(async move {
+    host::spawn(async move {
         let signal = signals.next().await;
         tracing::warn!(signal, "received a second signal; exiting at once");
         std::process::exit(1);
@@ -215,54 +179,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     if let Some(spans) = spans {
         // It says itself why it failed.
-        let _ = tokio::task::spawn_blocking(move || spans.stop()).await;
+        let _ = host::blocking(move || spans.stop()).await;
     }
     let stopped = tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await;
     peer_stop.cancel();
     stopped.map_err(|_| anyhow!("the node has not stopped within {} s", SHUTDOWN_MAX.as_secs()))??;
     tracing::info!("stopped");
     Ok(())
-}
-
-async fn open_store(dir: &DataDir, observer: Observer, tuning: Tuning) -> anyhow::Result<Store> {
-    let options = storage::Options { observer: Arc::new(observer), cache_bytes: CACHE_BYTES };
-    let path = dir.store.clone();
-    let open = move || {
-        let store = Store::open(&path, options)?;
-        tuning.apply_to_store(&store)?;
-        Ok::<_, storage::StorageError>(store)
-    };
-    let store = tokio::task::spawn_blocking(open).await.context("opening the store")??;
-    let applied = store.applied();
-    dir.check_log(applied.index)?;
-    tracing::info!(
-        revision = store.revision(),
-        compacted_revision = store.compacted_revision(),
-        keys = store.key_count(),
-        applied_index = applied.index,
-        "opened the store"
-    );
-    Ok(store)
-}
-
-fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, tls: &Tls) -> raft::Config {
-    raft::Config {
-        member: dir.identity.member,
-        cluster: dir.identity.cluster,
-        initial_members: dir.members.clone(),
-        is_joining: dir.is_joining,
-        force_new_cluster: config.force_new_cluster,
-        data_dir: config.data_dir.clone(),
-        wal_dir: dir.wal.clone(),
-        heartbeat: config.heartbeat,
-        election_timeout: config.election_timeout,
-        snapshot_count: config.snapshot_count,
-        catch_up_entries: config.tuning.catch_up_entries,
-        is_log_synced: config.tuning.is_log_synced,
-        segment_bytes: raft::SEGMENT_BYTES,
-        meter: metrics.network.clone(),
-        connect: Arc::new(tls::dial::ForRaft(tls.dialer.clone())),
-    }
 }
 
 /// Waits until this member has applied all that is committed, and the cluster knows its name and client URLs, as etcd

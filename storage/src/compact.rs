@@ -22,19 +22,20 @@ use std::{
             Ordering::{self, Relaxed},
         },
     },
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use proto::Revision;
 use rocksdb::WriteBatch;
+use tokio::sync::Notify;
 
 use crate::{
     db::{DATA, Db, EVENTS, META},
     error::{ReadError, StorageError},
     event::Observer,
     hash::{self, HashKv},
+    host::{self, Worker},
     keys, planted,
     record::{EventRecord, Kind},
     stats::{self, Counters},
@@ -46,15 +47,21 @@ const STEP_VERSIONS: usize = 1000;
 /// Hashes that are kept, and compactions that wait for theirs. (etcd: `mvcc/hash.go`, hashStorageMaxSize.)
 const HASHES_MAX: usize = 10;
 
+/// A pause is slept through in pieces of this length, so that it ends early when the store is closed.
+const NAP: Duration = Duration::from_millis(10);
+
 /// Owns the thread, which ends when this is dropped.
 pub(crate) struct Compactor {
     shared: Arc<Shared>,
-    thread: Option<thread::JoinHandle<()>>,
+    _worker: Worker,
 }
 
 struct Shared {
     work: Mutex<Work>,
-    changed: Condvar,
+    /// There is something to do, or to stop for.
+    wanted: Notify,
+    /// A compaction has ended.
+    ended: Notify,
     keeps_hashes: AtomicBool,
     pace: Mutex<Pace>,
     observer: Arc<dyn Observer>,
@@ -83,6 +90,14 @@ struct Work {
     failed: Option<StorageError>,
 }
 
+/// A compaction that is due.
+struct Next {
+    db: Arc<Db>,
+    finished: i64,
+    target: i64,
+    before: Option<Arc<View>>,
+}
+
 impl Work {
     fn is_of(&self, db: &Arc<Db>) -> bool {
         self.db.as_ptr() == Arc::as_ptr(db)
@@ -108,7 +123,8 @@ impl Compactor {
         };
         let shared = Shared {
             work: Mutex::new(work),
-            changed: Condvar::new(),
+            wanted: Notify::new(),
+            ended: Notify::new(),
             keeps_hashes: AtomicBool::new(false),
             pace: Mutex::new(Pace { step_versions: STEP_VERSIONS, pause: Duration::ZERO }),
             observer,
@@ -116,11 +132,9 @@ impl Compactor {
         };
         let shared = Arc::new(shared);
         let of_thread = shared.clone();
-        let thread = thread::Builder::new()
-            .name("compaction".into())
-            .spawn(move || of_thread.run())
+        let worker = host::worker("compaction", async move { of_thread.run().await })
             .expect("a thread can be started while the store is opened");
-        Compactor { shared, thread: Some(thread) }
+        Compactor { shared, _worker: worker }
     }
 
     /// Goes on up to `revision`; `before` is the state that a hash of this compaction is made of.
@@ -134,7 +148,7 @@ impl Compactor {
             }
             work.to_hash.push_back((revision, before));
         }
-        self.shared.changed.notify_all();
+        self.shared.wanted.notify_one();
     }
 
     pub fn keep_hashes(&self) {
@@ -155,7 +169,7 @@ impl Compactor {
         let mut work = self.shared.work.lock();
         (work.db, work.finished, work.target) = (Arc::downgrade(db), finished, target);
         work.to_hash.clear();
-        self.shared.changed.notify_all();
+        self.shared.wanted.notify_one();
     }
 
     /// The revision whose compaction was finished last.
@@ -173,50 +187,43 @@ impl Compactor {
         self.shared.work.lock().failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Blocks until the compaction at `revision` is finished.
-    pub fn wait(&self, revision: i64) -> Result<(), StorageError> {
-        let mut work = self.shared.work.lock();
-        while work.finished < revision && work.failed.is_none() && !work.stop {
-            self.shared.changed.wait(&mut work);
+    /// Waits until the compaction at `revision` is finished.
+    pub async fn wait(&self, revision: i64) -> Result<(), StorageError> {
+        loop {
+            let ended = self.shared.ended.notified();
+            {
+                let work = self.shared.work.lock();
+                if work.finished >= revision || work.failed.is_some() || work.stop {
+                    return work.failed.clone().map_or(Ok(()), Err);
+                }
+            }
+            ended.await;
         }
-        work.failed.clone().map_or(Ok(()), Err)
     }
 }
 
 impl Drop for Compactor {
     fn drop(&mut self) {
         self.shared.work.lock().stop = true;
-        self.shared.changed.notify_all();
-        // The last reader may be dropped by the thread itself.
-        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
-            let _ = thread.join();
-        }
+        self.shared.wanted.notify_one();
     }
 }
 
 impl Shared {
-    fn run(&self) {
-        loop {
-            let (db, finished, target, before) = {
-                let mut work = self.work.lock();
-                while !work.stop && (work.finished >= work.target || work.failed.is_some()) {
-                    self.changed.wait(&mut work);
-                }
-                if work.stop {
-                    return;
-                }
-                let Some(db) = work.db.upgrade() else { return };
-                let (target, before) = match work.to_hash.pop_front() {
-                    Some((revision, before)) => (revision, Some(before)),
-                    None => (work.target, None),
-                };
-                (db, work.finished, target, before)
+    async fn run(&self) {
+        while !self.work.lock().stop {
+            let Some(Next { db, finished, target, before }) = self.next() else {
+                self.wanted.notified().await;
+                continue;
             };
-            let result = match before {
+            let hashed = match before {
                 Some(before) => self.hash(&db, &before, finished, target),
                 None => Ok(()),
             };
-            let result = result.and_then(|()| self.remove(&db, finished, target));
+            let result = match hashed {
+                Ok(()) => self.remove(&db, finished, target).await,
+                Err(error) => Err(error),
+            };
             let mut work = self.work.lock();
             if work.is_of(&db) {
                 match result {
@@ -225,8 +232,23 @@ impl Shared {
                     Err(error) => work.failed = Some(error),
                 }
             }
-            self.changed.notify_all();
+            drop(work);
+            self.ended.notify_waiters();
         }
+    }
+
+    /// What is to be done now, if anything is.
+    fn next(&self) -> Option<Next> {
+        let mut work = self.work.lock();
+        if work.stop || work.finished >= work.target || work.failed.is_some() {
+            return None;
+        }
+        let db = work.db.upgrade()?;
+        let (target, before) = match work.to_hash.pop_front() {
+            Some((revision, before)) => (revision, Some(before)),
+            None => (work.target, None),
+        };
+        Some(Next { db, finished: work.finished, target, before })
     }
 
     fn is_wanted(&self, db: &Arc<Db>) -> bool {
@@ -252,41 +274,68 @@ impl Shared {
     }
 
     /// Removes what lies between two compactions; false when it was told to stop.
-    fn remove(&self, db: &Arc<Db>, finished: i64, target: i64) -> Result<bool, StorageError> {
+    async fn remove(&self, db: &Arc<Db>, finished: i64, target: i64) -> Result<bool, StorageError> {
         let began = Instant::now();
-        let mut step = WriteBatch::default();
-        let (mut going_on, mut removed) = (true, 0);
         let pace = *self.pace.lock();
+        let mut from = Some(Revision::new(finished.max(0), 0));
+        while let Some(at) = from {
+            let (mut step, next) = self.step(db, at, finished, target, pace.step_versions)?;
+            if next.is_none() {
+                step.put_cf(db.cf(META), meta::COMPACTION_FINISHED, target.to_be_bytes());
+            }
+            self.write(db, step)?;
+            from = next;
+            if from.is_some() {
+                self.pause(db, pace.pause).await;
+                if !self.is_wanted(db) {
+                    return Ok(false);
+                }
+            }
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.counters.last_compaction.store(now.as_secs() as i64, Relaxed);
+        self.observer.took(stats::Work::Compaction, began.elapsed());
+        Ok(true)
+    }
+
+    /// What the events from `from` on let go, up to about `versions` of them, and the event that is next; None when
+    /// the target is reached.
+    fn step(
+        &self,
+        db: &Db,
+        from: Revision,
+        finished: i64,
+        target: i64,
+        versions: usize,
+    ) -> Result<(WriteBatch, Option<Revision>), StorageError> {
+        let (mut step, mut removed, mut next) = (WriteBatch::default(), 0, None);
         let last = target + i64::from(planted!(CompactionOffByOne));
-        db.each_event(finished, last, |at, event| {
+        db.each_event_from(from, last, |at, event| {
+            if step.len() >= 2 * versions {
+                next = Some(at);
+                return Ok(false);
+            }
             for_each_removed(at, &event, finished, target, |revision| {
                 step.delete_cf(db.cf(DATA), keys::data_key(&event.key, revision));
                 step.delete_cf(db.cf(EVENTS), keys::event_key(revision));
                 removed += 1;
             });
-            if step.len() >= 2 * pace.step_versions {
-                self.write(db, std::mem::take(&mut step))?;
-                self.pause(pace.pause);
-                going_on = self.is_wanted(db);
-            }
-            Ok(going_on)
+            Ok(true)
         })?;
-        if going_on {
-            step.put_cf(db.cf(META), meta::COMPACTION_FINISHED, target.to_be_bytes());
-            self.write(db, step)?;
-        }
         self.counters.compacted_versions.fetch_add(removed, Relaxed);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.counters.last_compaction.store(now.as_secs() as i64, Relaxed);
-        self.observer.took(stats::Work::Compaction, began.elapsed());
-        Ok(going_on)
+        Ok((step, next))
     }
 
-    /// Ends early when the store is closed.
-    fn pause(&self, pause: Duration) {
-        let end = Instant::now() + pause;
-        let mut work = self.work.lock();
-        while !pause.is_zero() && !work.stop && !self.changed.wait_until(&mut work, end).timed_out() {}
+    /// Ends early when there is no need to go on.
+    async fn pause(&self, db: &Arc<Db>, pause: Duration) {
+        let mut rest = pause;
+        loop {
+            host::pause(rest.min(NAP)).await;
+            rest = rest.saturating_sub(NAP);
+            if rest.is_zero() || !self.is_wanted(db) {
+                return;
+            }
+        }
     }
 
     fn write(&self, db: &Db, step: WriteBatch) -> Result<(), StorageError> {

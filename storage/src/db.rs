@@ -138,6 +138,16 @@ impl Db {
         to: i64,
         visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
+        self.each_event_at(None, Revision::new(from.max(0), 0), to, visit)
+    }
+
+    /// The same from an event on.
+    pub fn each_event_from(
+        &self,
+        from: Revision,
+        to: i64,
+        visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
         self.each_event_at(None, from, to, visit)
     }
 
@@ -145,12 +155,12 @@ impl Db {
     pub fn each_event_at<'a>(
         &'a self,
         point: Option<&rocksdb::Snapshot<'a>>,
-        from: i64,
+        from: Revision,
         to: i64,
         mut visit: impl FnMut(Revision, EventRecord) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         let mut cursor = self.cursor_at(EVENTS, point);
-        cursor.seek(&keys::event_key(Revision::new(from.max(0), 0)));
+        cursor.seek(&keys::event_key(from));
         while let Some((at, value)) = cursor.item()? {
             let revision =
                 keys::parse_event_key(at).ok_or_else(|| self.damaged(EVENTS, at, "the key is not a revision"))?;

@@ -61,7 +61,7 @@ impl Export<'_> {
         mut visit: impl FnMut(Revision, Kind, KeyValue) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut refused = Ok(());
-        self.db.each_event_at(Some(&self.point), 0, i64::MAX, |at, event| {
+        self.db.each_event_at(Some(&self.point), Revision::default(), i64::MAX, |at, event| {
             let kv = match event.kind {
                 Kind::Delete => KeyValue { key: event.key, ..Default::default() },
                 Kind::Put => self.version(&event.key, at)?,

@@ -13,6 +13,7 @@
 //!         bugs planted to try the tests                       planted.rs
 //!         the whole state, for backups                        export.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
+//!         what tasks, threads and clocks are had from          host.rs
 //! ```
 //!
 //! Invariants:
@@ -36,6 +37,7 @@ mod export;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod hash;
+pub mod host;
 mod index;
 mod keys;
 mod lease;

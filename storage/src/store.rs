@@ -286,9 +286,9 @@ impl Store {
         self.inner.compactor.set_pace(pace);
     }
 
-    /// Blocks until what `revision`'s compaction forgets is gone from the store.
-    pub fn wait_compacted(&self, revision: i64) -> Result<(), StorageError> {
-        self.inner.compactor.wait(revision)
+    /// Waits until what `revision`'s compaction forgets is gone from the store.
+    pub async fn wait_compacted(&self, revision: i64) -> Result<(), StorageError> {
+        self.inner.compactor.wait(revision).await
     }
 
     /// Runs a read on the newest state, and again when a compaction may have taken from under it what it was to read.

@@ -37,7 +37,7 @@ fn the_hash_from_before_a_compaction_is_answered_at_its_revision() {
         expected.push(other.store.hash_kv(revision).unwrap());
         for bench in [&mut keeping, &mut other] {
             bench.apply(compact(revision));
-            bench.store.wait_compacted(revision).unwrap();
+            futures::executor::block_on(bench.store.wait_compacted(revision)).unwrap();
         }
         let HashKv { hash, compact_revision, hash_revision, .. } = expected[round];
         let kept = keeping.store.hash_kv(revision).unwrap();
@@ -62,12 +62,12 @@ fn compactions_that_come_at_once_are_hashed_one_by_one() {
         bench.apply_all((0..9).map(|i| put("a", format!("{i}"))));
     }
     keeping.apply_all([compact(4), compact(6), compact(8)]);
-    keeping.store.wait_compacted(8).unwrap();
+    futures::executor::block_on(keeping.store.wait_compacted(8)).unwrap();
     for (kept, revision) in keeping.store.compaction_hashes().into_iter().zip([4, 6, 8]) {
         let before = other.store.hash_kv(revision).unwrap();
         assert_eq!((kept.hash, kept.compact_revision), (before.hash, before.compact_revision));
         other.apply(compact(revision));
-        other.store.wait_compacted(revision).unwrap();
+        futures::executor::block_on(other.store.wait_compacted(revision)).unwrap();
     }
     assert_eq!(keeping.store.compaction_hashes().len(), 3);
     assert_eq!(keeping.store.hash_kv(0).unwrap(), other.store.hash_kv(0).unwrap());

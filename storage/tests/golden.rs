@@ -96,7 +96,7 @@ fn answer(bench: &mut Bench, line: &str, block: &[&str]) -> Vec<String> {
             };
         }
         "wait" => {
-            bench.store.wait_compacted(number(1)).unwrap();
+            futures::executor::block_on(bench.store.wait_compacted(number(1))).unwrap();
             return Vec::new();
         }
         "crash" => {

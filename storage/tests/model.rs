@@ -253,7 +253,7 @@ proptest! {
                 Step::Crash => bench.crash(),
                 Step::Reopen => bench.reopen(),
                 Step::Flush => drop(bench.store.flush().unwrap()),
-                Step::WaitCompacted => bench.store.wait_compacted(model.compacted).unwrap(),
+                Step::WaitCompacted => futures::executor::block_on(bench.store.wait_compacted(model.compacted)).unwrap(),
             }
         }
         let hash = bench.store.hash_kv(0).unwrap();

@@ -4,7 +4,7 @@ use super::record::{HEADER_LEN, PREFIX_LEN, header, seal};
 
 #[cfg(fuzzing)]
 pub fn recover(dir: &std::path::Path) {
-    if let Ok(recovered) = super::recovery::recover(dir, crate::SEGMENT_BYTES) {
+    if let Ok(recovered) = super::recovery::recover(&super::Folder::of(dir)) {
         assert!(recovered.end >= HEADER_LEN && !recovered.segments.is_empty());
         assert!(recovered.state.next() >= recovered.state.first());
     }

@@ -19,16 +19,13 @@ mod writer;
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Debug,
-    fs::{self, File},
     io,
     ops::{Bound, RangeBounds},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
 };
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
@@ -36,10 +33,14 @@ use openraft::{
     RaftLogReader,
     storage::{IOFlushed, LogState, RaftLogStorage},
 };
-use parking_lot::{Condvar, Mutex, RwLock};
-use storage::planted;
-use tokio::sync::oneshot;
+use parking_lot::{Mutex, RwLock};
+use storage::{
+    host::{self, Worker},
+    planted,
+};
+use tokio::sync::{Notify, oneshot};
 
+pub(crate) use self::segment::Folder;
 use self::{
     record::{Record, Start},
     recovery::{Position, State},
@@ -48,6 +49,7 @@ use self::{
 };
 use crate::{
     Meter, StartError,
+    disk::DiskFile,
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -99,14 +101,14 @@ pub(crate) struct Log {
 
 struct Closer {
     shared: Arc<Shared>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    _worker: Worker,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
-    queued: Condvar,
+    queued: Notify,
     state: Mutex<Memory>,
-    files: RwLock<BTreeMap<u64, (PathBuf, Arc<File>)>>,
+    files: RwLock<BTreeMap<u64, (PathBuf, Arc<dyn DiskFile>)>>,
     meter: Arc<dyn Meter>,
     /// Writes are synced.
     syncs: bool,
@@ -132,35 +134,34 @@ struct Memory {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or makes an empty one there. `meter` is told of each write, and without `syncs` none of
-    /// them is synced. New segments have `segment_bytes`.
-    pub fn open(dir: &Path, meter: Arc<dyn Meter>, syncs: bool, segment_bytes: u64) -> Result<Log, LogError> {
-        fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
-        let recovered = recovery::recover(dir, segment_bytes)?;
+    /// Opens the log in `folder`, or makes an empty one there. `meter` is told of each write, and without `syncs` none
+    /// of them is synced.
+    pub fn open(folder: Folder, meter: Arc<dyn Meter>, syncs: bool) -> Result<Log, LogError> {
+        folder.disk.make_dir(&folder.path).map_err(|e| LogError::io(&folder.path, e))?;
+        let recovered = recovery::recover(&folder)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { committed, ..Queue::default() }),
-            queued: Condvar::new(),
+            queued: Notify::new(),
             state: Mutex::new(Memory { log: recovered.state, recent: VecDeque::new(), recent_bytes: 0 }),
             files: RwLock::new(files),
             meter,
             syncs,
-            segment_bytes,
+            segment_bytes: folder.segment_bytes,
             appended_bytes: AtomicU64::new(0),
         });
         let writer = Writer {
             shared: shared.clone(),
-            dir: dir.into(),
+            folder: folder.clone(),
             segments: recovered.segments,
             end: recovered.end,
             previous_end: recovered.previous_end,
             next_batch: recovered.next_batch,
             committed,
         };
-        let thread = thread::Builder::new().name("log".into()).spawn(move || writer.run());
-        let thread = thread.map_err(|e| LogError::io(dir, e))?;
-        let closer = Closer { shared: shared.clone(), thread: Mutex::new(Some(thread)) };
+        let worker = host::worker("log", writer.run()).map_err(|e| LogError::io(&folder.path, e))?;
+        let closer = Closer { shared: shared.clone(), _worker: worker };
         Ok(Log { shared, _closer: Arc::new(closer) })
     }
 
@@ -228,7 +229,7 @@ impl Log {
             LogError::Io { path: PathBuf::new(), detail: format!("entry {index} has been purged") }
         })?;
         let mut bytes = vec![0; position.len as usize];
-        file.read_exact_at(&mut bytes, position.offset).map_err(|e| LogError::io(&path, e))?;
+        file.read_at(&mut bytes, position.offset).map_err(|e| LogError::io(&path, e))?;
         let found = record::find(position.segment, &bytes.into());
         let decoded = found.ok_or("a record's checksum does not match".to_string()).and_then(record::Found::decode);
         match decoded {
@@ -242,11 +243,7 @@ impl Log {
 impl Drop for Closer {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
-        self.shared.queued.notify_all();
-        if let Some(thread) = self.thread.lock().take() {
-            // A writer that panicked has said so.
-            let _ = thread.join();
-        }
+        self.shared.queued.notify_one();
     }
 }
 
@@ -264,12 +261,19 @@ impl Shared {
 
     /// Everything that is queued, as soon as there is something, and what is committed of it and of all before it;
     /// None when the log is closed.
-    fn next_jobs(&self) -> Option<(Vec<Job>, Option<LogId>)> {
-        let mut queue = self.queue.lock();
-        while queue.jobs.is_empty() && !queue.closed {
-            self.queued.wait(&mut queue);
+    async fn next_jobs(&self) -> Option<(Vec<Job>, Option<LogId>)> {
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                if !queue.jobs.is_empty() {
+                    return Some((std::mem::take(&mut queue.jobs), queue.committed));
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            self.queued.notified().await;
         }
-        (!queue.jobs.is_empty()).then(|| (std::mem::take(&mut queue.jobs), queue.committed))
     }
 
     fn fail(&self, error: LogError) {

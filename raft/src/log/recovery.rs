@@ -5,7 +5,7 @@
 //!   later batch follows the fault, the batch was synced, and this is damage.
 //! - A gap in the numbers of segments, batches or entries is damage.
 
-use std::{collections::VecDeque, fs, fs::OpenOptions, path::Path, sync::Arc};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use storage::planted;
@@ -13,7 +13,7 @@ use storage::planted;
 use super::{
     LogError,
     record::{self, HEADER_LEN, Record, Start},
-    segment::{self, Segment},
+    segment::{Folder, Segment},
 };
 use crate::types::{LogId, Vote, log_id};
 
@@ -118,18 +118,17 @@ struct Scan {
     is_followed: bool,
 }
 
-/// `segment_bytes` is the size of a first segment, where there is none yet.
-pub(super) fn recover(dir: &Path, segment_bytes: u64) -> Result<Recovered, LogError> {
-    let (numbers, newest) = (segment::numbers(dir)?, segment::newest(dir)?);
+pub(super) fn recover(folder: &Folder) -> Result<Recovered, LogError> {
+    let (numbers, newest) = (folder.numbers()?, folder.newest()?);
     let missing = |number| {
-        let path = segment::path_of(dir, number);
+        let path = folder.path_of(number);
         LogError::damaged(&path, 0, "the segment is missing")
     };
     let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else {
         if let Some(newest) = newest {
             return Err(missing(newest));
         }
-        let first = segment::create(dir, 1, segment_bytes)?;
+        let first = folder.create(1, folder.segment_bytes)?;
         let (state, segments) = (State::default(), vec![first]);
         return Ok(Recovered { state, segments, end: HEADER_LEN, previous_end: 0, next_batch: 1 });
     };
@@ -144,14 +143,14 @@ pub(super) fn recover(dir: &Path, segment_bytes: u64) -> Result<Recovered, LogEr
     let mut scans = Vec::new();
     let mut batch = None;
     for &number in &numbers {
-        let (segment, scan) = scan(dir, number, batch)?;
+        let (segment, scan) = scan(folder, number, batch)?;
         batch = scan.next_batch.or(batch);
         segments.push(segment);
         scans.push(scan);
     }
     // Without the mark there can only be the first segment, not yet written to.
     if newest.is_none() && (numbers.len() > 1 || scans[0].start.is_some()) {
-        return Err(LogError::damaged(&segment::newest_path(dir), 0, "the file is missing"));
+        return Err(LogError::damaged(&folder.newest_path(), 0, "the file is missing"));
     }
     let is_unused = scans.len() > 1 && scans.last().is_some_and(|scan| scan.start.is_none());
     let written = scans.len() - usize::from(is_unused);
@@ -183,12 +182,12 @@ fn damaged(segment: &Segment, offset: u64) -> LogError {
 }
 
 /// Reads a segment up to the first fault. `batch` is the number that its first batch must have; None: any.
-fn scan(dir: &Path, number: u64, batch: Option<u64>) -> Result<(Segment, Scan), LogError> {
-    let path = segment::path_of(dir, number);
+fn scan(folder: &Folder, number: u64, batch: Option<u64>) -> Result<(Segment, Scan), LogError> {
+    let path = folder.path_of(number);
     let error = |e| LogError::io(&path, e);
-    let bytes = Bytes::from(fs::read(&path).map_err(error)?);
+    let bytes = Bytes::from(folder.disk.read(&path).map_err(error)?);
     record::check_header(number, &bytes).map_err(|detail| LogError::damaged(&path, 0, detail))?;
-    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(error)?;
+    let file = folder.disk.open(&path, false).map_err(error)?;
     let size = bytes.len() as u64;
 
     let mut scan = Scan { start: None, records: Vec::new(), end: HEADER_LEN, next_batch: batch, is_followed: false };
@@ -219,7 +218,7 @@ fn scan(dir: &Path, number: u64, batch: Option<u64>) -> Result<(Segment, Scan), 
     }
     let rest = bytes.slice((offset as usize).min(bytes.len())..);
     scan.is_followed = record::is_followed(number, scan.next_batch.unwrap_or(0), &rest);
-    Ok((Segment { number, path, file: Arc::new(file), size, last_index: None }, scan))
+    Ok((Segment { number, path, file, size, last_index: None }, scan))
 }
 
 fn replay(state: &mut State, scan: &Scan, segment: &mut Segment, is_first: bool) -> Result<(), LogError> {

@@ -22,7 +22,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 }
 
 fn open(dir: &Path) -> Result<Log, LogError> {
-    Log::open(dir, Arc::new(()), true, crate::SEGMENT_BYTES)
+    Log::open(Folder::of(dir), Arc::new(()), true)
 }
 
 /// Appends, and waits until it is synced.
@@ -41,7 +41,7 @@ async fn from(log: &mut Log, first: u64) -> Vec<Entry> {
 }
 
 fn only_segment(dir: &Path) -> PathBuf {
-    segment::path_of(dir, *segment::numbers(dir).unwrap().last().unwrap())
+    Folder::of(dir).path_of(*Folder::of(dir).numbers().unwrap().last().unwrap())
 }
 
 fn flip(path: &Path, offset: u64) {
@@ -86,7 +86,7 @@ async fn what_is_named_as_committed_is_in_the_files() {
     let dir = TempDir::new().unwrap();
     {
         let (go, gate) = std::sync::mpsc::channel();
-        let mut log = Log::open(dir.path(), Arc::new(Gate(Mutex::new(gate))), true, crate::SEGMENT_BYTES).unwrap();
+        let mut log = Log::open(Folder::of(dir.path()), Arc::new(Gate(Mutex::new(gate))), true).unwrap();
         let (done, flushed) = TypeConfig::oneshot();
         log.append([entry(1, 0, 1)], IOFlushed::signal(done)).await.unwrap();
         // More than one batch, queued as a whole while the writer is held up.
@@ -115,9 +115,9 @@ async fn segments_follow_each_other_and_are_recycled_when_purged() {
         for index in 0..200 {
             append(&mut log, vec![entry(1, index, big)]).await;
         }
-        assert!(segment::numbers(dir.path()).unwrap().len() >= 3);
+        assert!(Folder::of(dir.path()).numbers().unwrap().len() >= 3);
         log.purge(log_id(1, 149)).await.unwrap();
-        assert_eq!(segment::numbers(dir.path()).unwrap().len(), 2);
+        assert_eq!(Folder::of(dir.path()).numbers().unwrap().len(), 2);
     }
     {
         let mut log = open(dir.path()).unwrap();
@@ -192,16 +192,16 @@ async fn missing_files_are_named() {
             append(&mut log, vec![entry(1, index, 1 << 20)]).await;
         }
     }
-    let numbers = segment::numbers(dir.path()).unwrap();
-    let names = numbers.iter().map(|number| segment::path_of(dir.path(), *number));
-    for path in names.chain([segment::newest_path(dir.path())]) {
+    let numbers = Folder::of(dir.path()).numbers().unwrap();
+    let names = numbers.iter().map(|number| Folder::of(dir.path()).path_of(*number));
+    for path in names.chain([Folder::of(dir.path()).newest_path()]) {
         let aside = dir.path().join("aside");
         fs::rename(&path, &aside).unwrap();
         let error = open(dir.path()).err().unwrap_or_else(|| panic!("{} was not missed", path.display()));
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         fs::rename(&aside, &path).unwrap();
     }
-    let first = segment::path_of(dir.path(), numbers[0]);
+    let first = Folder::of(dir.path()).path_of(numbers[0]);
     let size = fs::metadata(&first).unwrap().len();
     OpenOptions::new().write(true).open(&first).unwrap().set_len(size / 2).unwrap();
     let error = open(dir.path()).err().unwrap();
@@ -276,7 +276,7 @@ proptest! {
                     Step::Tear(seed) => {
                         drop(log);
                         let path = only_segment(dir.path());
-                        let end = recovery::recover(dir.path(), crate::SEGMENT_BYTES).unwrap().end;
+                        let end = recovery::recover(&Folder::of(dir.path())).unwrap().end;
                         let garbage: Vec<u8> = (0..300u32).map(|i| (i * 7 + u32::from(seed)) as u8).collect();
                         OpenOptions::new().write(true).open(path).unwrap().write_all_at(&garbage, end).unwrap();
                         log = open(dir.path()).unwrap();
@@ -294,9 +294,9 @@ proptest! {
 /// Writes a log of one segment, whose records have checksums that match, and says what is found in it.
 fn recovered(number: u64, first_batch: u64, records: &[(u8, bool, Vec<u8>)]) -> Result<u64, LogError> {
     let dir = TempDir::new().unwrap();
-    fs::write(segment::path_of(dir.path(), number), fuzzing::segment(number, first_batch, records)).unwrap();
-    fs::write(segment::newest_path(dir.path()), number.to_string()).unwrap();
-    recovery::recover(dir.path(), crate::SEGMENT_BYTES).map(|recovered| recovered.state.next())
+    fs::write(Folder::of(dir.path()).path_of(number), fuzzing::segment(number, first_batch, records)).unwrap();
+    fs::write(Folder::of(dir.path()).newest_path(), number.to_string()).unwrap();
+    recovery::recover(&Folder::of(dir.path())).map(|recovered| recovered.state.next())
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! commit, without a timer. After a failed write or sync it stops for good: what the disk then holds is not known, so
 //! nothing is tried again.
 
-use std::{io, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use openraft::storage::IOFlushed;
 use storage::planted;
@@ -14,7 +14,7 @@ use super::{
     LogError, Shared,
     record::{self, HEADER_LEN, Record},
     recovery::Position,
-    segment::{self, Segment},
+    segment::{Folder, Segment},
 };
 use crate::{
     LogWrite,
@@ -40,7 +40,7 @@ enum Waiting {
 
 pub(super) struct Writer {
     pub shared: Arc<Shared>,
-    pub dir: PathBuf,
+    pub folder: Folder,
     /// In order; the last one is written to.
     pub segments: Vec<Segment>,
     pub end: u64,
@@ -68,8 +68,8 @@ enum Follow {
 
 impl Writer {
     /// Works until the log is closed, or a write fails.
-    pub fn run(mut self) {
-        while let Some((jobs, committed)) = self.shared.next_jobs() {
+    pub async fn run(mut self) {
+        while let Some((jobs, committed)) = self.shared.next_jobs().await {
             let mut batch = Batch::default();
             for job in jobs {
                 match job {
@@ -78,7 +78,7 @@ impl Writer {
                         for entry in entries {
                             let follow = Follow::Entry(entry.log_id);
                             batch.add(&Record::Entry(entry), follow);
-                            if batch.bytes.len() >= BATCH_BYTES && !self.write(std::mem::take(&mut batch), None) {
+                            if batch.bytes.len() >= BATCH_BYTES && !self.write(std::mem::take(&mut batch), None).await {
                                 flushed.io_completed(Err(self.shared.failure()));
                                 return;
                             }
@@ -91,7 +91,7 @@ impl Writer {
                     }
                 }
             }
-            if !self.write(batch, committed) {
+            if !self.write(batch, committed).await {
                 return;
             }
         }
@@ -99,9 +99,9 @@ impl Writer {
 
     /// Writes and syncs a batch, with what is committed up to it, and tells those who wait for it; false when that
     /// failed.
-    fn write(&mut self, mut batch: Batch, committed: Option<LogId>) -> bool {
+    async fn write(&mut self, mut batch: Batch, committed: Option<LogId>) -> bool {
         let waiting = std::mem::take(&mut batch.waiting);
-        let result = self.write_records(batch, committed);
+        let result = self.write_records(batch, committed).await;
         if let Err(error) = &result {
             tracing::error!(%error, "the log cannot be written any more");
             self.shared.fail(error.clone());
@@ -116,7 +116,7 @@ impl Writer {
         result.is_ok()
     }
 
-    fn write_records(&mut self, mut batch: Batch, committed: Option<LogId>) -> Result<(), LogError> {
+    async fn write_records(&mut self, mut batch: Batch, committed: Option<LogId>) -> Result<(), LogError> {
         if batch.begins.is_empty() {
             return Ok(());
         }
@@ -126,8 +126,8 @@ impl Writer {
         }
         let segment = self.segments.last().expect("there is always a segment");
         if self.end > HEADER_LEN && self.end + batch.bytes.len() as u64 > segment.size {
-            let size = self.shared.segment_bytes.max(HEADER_LEN + batch.bytes.len() as u64 + 4096);
-            let next = segment::create(&self.dir, segment.number + 1, size)?;
+            let size = self.folder.segment_bytes.max(HEADER_LEN + batch.bytes.len() as u64 + 4096);
+            let next = self.folder.create(segment.number + 1, size)?;
             self.shared.add_file(&next);
             self.segments.push(next);
             (self.previous_end, self.end) = (self.end, HEADER_LEN);
@@ -139,12 +139,12 @@ impl Writer {
         let segment = self.segments.last_mut().expect("there is always a segment");
         record::seal(&mut batch.bytes, &batch.begins, segment.number, self.next_batch);
         let began = Instant::now();
-        segment.file.write_all_at(&batch.bytes, self.end).map_err(|e| LogError::io(&segment.path, e))?;
+        segment.file.write_at(&batch.bytes, self.end).map_err(|e| LogError::io(&segment.path, e))?;
         let write = began.elapsed();
         if self.shared.syncs && !batch.is_left_unsynced() {
-            let mut synced = segment.file.sync_data();
+            let mut synced = segment.file.sync_data().await;
             if synced.is_err() && planted!(FsyncRetried) {
-                synced = segment.file.sync_data();
+                synced = segment.file.sync_data().await;
             }
             synced.map_err(|e| LogError::io(&segment.path, e))?;
         }
@@ -191,7 +191,7 @@ impl Writer {
         while self.segments.len() > 1 && self.segments[0].last_index.is_none_or(|last| last < first) {
             let segment = self.segments.remove(0);
             self.shared.remove_file(&segment);
-            segment::recycle(&self.dir, &segment, self.shared.segment_bytes)?;
+            self.folder.recycle(&segment)?;
         }
         Ok(())
     }

@@ -33,12 +33,12 @@ use tonic::{
     Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
+    transport::Endpoint,
 };
 
 use super::{
     CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire,
-    connect::{self, Connect},
+    connect::{PeerChannel, Reach},
     transfer, vote_request_to_wire, voted_from_wire,
 };
 use crate::{
@@ -50,7 +50,7 @@ use crate::{
 
 const WINDOW_BYTES: u32 = 4 << 20;
 
-pub type Client = PeerClient<InterceptedService<Channel, Stamp>>;
+pub type Client = PeerClient<InterceptedService<PeerChannel, Stamp>>;
 
 /// Says on each call whom it is for, and from.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ pub struct Peers {
     meter: Arc<dyn Meter>,
     /// Knows the newest URLs, once Raft has started.
     metrics: Arc<OnceLock<Metrics>>,
-    connect: Arc<dyn Connect>,
+    reach: Reach,
 }
 
 type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
@@ -101,10 +101,10 @@ impl Peers {
         election_timeout: Duration,
         snapshots: Arc<transfer::Folder>,
         meter: Arc<dyn Meter>,
-        connect: Arc<dyn Connect>,
+        reach: Reach,
     ) -> Self {
         let (forwarding, metrics) = Default::default();
-        Peers { cluster, member, election_timeout, snapshots, forwarding, meter, metrics, connect }
+        Peers { cluster, member, election_timeout, snapshots, forwarding, meter, metrics, reach }
     }
 
     /// From now on a member's URLs are those that Raft knows.
@@ -125,7 +125,7 @@ impl Peers {
 
     /// A client that connects when it is used first, and anew when the connection is lost.
     fn connect(&self, target: u64, urls: &[String]) -> Client {
-        let channel = connect::channel(&self.endpoint(), urls, &self.connect);
+        let channel = self.reach.channel(&self.endpoint(), urls);
         let hex = |id: u64| AsciiMetadataValue::try_from(format!("{id:x}")).expect("hexadecimal digits are ASCII");
         let stamp = Stamp { cluster: hex(self.cluster), member: hex(target), from: hex(self.member) };
         PeerClient::with_interceptor(channel, stamp)

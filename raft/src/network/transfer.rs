@@ -23,7 +23,7 @@ use proto::{
     MemberId,
     peer::{self, snapshot_part::Part},
 };
-use storage::Store;
+use storage::{Store, host};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -83,43 +83,46 @@ impl Folder {
     pub fn send(self: &Arc<Self>, leader: Vote) -> ReceiverStream<peer::SnapshotPart> {
         let (parts, stream) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let folder = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = folder.send_parts(leader, &parts) {
+        host::spawn(async move {
+            if let Err(error) = folder.send_parts(leader, &parts).await {
                 tracing::warn!(%error, "a snapshot was not sent");
             }
         });
         ReceiverStream::new(stream)
     }
 
-    fn send_parts(&self, leader: Vote, parts: &mpsc::Sender<peer::SnapshotPart>) -> io::Result<()> {
-        let send = |part| {
+    async fn send_parts(&self, leader: Vote, parts: &mpsc::Sender<peer::SnapshotPart>) -> io::Result<()> {
+        let send = async |part| {
             let part = peer::SnapshotPart { part: Some(part) };
-            parts.blocking_send(part).map_err(|_| io::Error::other("the other side has gone"))
+            parts.send(part).await.map_err(|_| io::Error::other("the other side has gone"))
         };
         let checkpoint = Checkpoint(self.new_path());
-        let applied = self.store.checkpoint(&checkpoint.0).map_err(io::Error::other)?;
+        let (store, path) = (self.store.clone(), checkpoint.0.clone());
+        let applied = host::blocking(move || store.checkpoint(&path)).await.map_err(io::Error::other)?;
+        let applied = applied.map_err(io::Error::other)?;
         let meta = meta_of(&applied)?;
         send(Part::Begin(peer::snapshot_part::Begin {
             leader: Some(vote_to_wire(&leader)),
             last: meta.last_log_id.as_ref().map(id_to_wire),
             membership: Some(stored_to_wire(&meta.last_membership)),
-        }))?;
+        }))
+        .await?;
         let mut files = 0;
         for entry in fs::read_dir(&checkpoint.0)? {
             let entry = entry?;
             let path = entry.file_name().into_string().map_err(|_| io::Error::other("a file name is not UTF-8"))?;
             let (mut file, mut left) = (File::open(entry.path())?, entry.metadata()?.len());
-            send(Part::File(peer::snapshot_part::File { path, size: left }))?;
+            send(Part::File(peer::snapshot_part::File { path, size: left })).await?;
             while left > 0 {
                 let mut data = vec![0; left.min(CHUNK_BYTES as u64) as usize];
-                file.read_exact(&mut data)?;
+                host::in_place(|| file.read_exact(&mut data))?;
                 left -= data.len() as u64;
                 let (crc32, data) = (crc32fast::hash(&data), Bytes::from(data));
-                send(Part::Chunk(peer::snapshot_part::Chunk { data, crc32 }))?;
+                send(Part::Chunk(peer::snapshot_part::Chunk { data, crc32 })).await?;
             }
             files += 1;
         }
-        send(Part::End(peer::snapshot_part::End { files }))
+        send(Part::End(peer::snapshot_part::End { files })).await
     }
 
     /// Receives a whole snapshot. What was received of one that is cut is removed.
@@ -138,7 +141,7 @@ impl Folder {
         while let Some(part) = parts.message().await? {
             let part = part.part.ok_or_else(|| Status::invalid_argument("a snapshot part without content"))?;
             // A chunk is a megabyte: writing it blocks shortly.
-            if tokio::task::block_in_place(|| receiver.take(part))? {
+            if host::in_place(|| receiver.take(part))? {
                 let begin = receiver.begin.ok_or_else(|| Status::invalid_argument("a snapshot without beginning"))?;
                 return Ok(Received { begin, checkpoint });
             }

@@ -18,7 +18,7 @@ use proto::{
     command::{Command, command::Op, outcome},
     etcdserverpb::{PutRequest, RangeRequest},
 };
-use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, StartError};
+use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, Reach, StartError};
 use storage::{Change, Observer, Options, Store};
 use tempfile::TempDir;
 use tokio::{
@@ -193,7 +193,8 @@ pub async fn try_start_member(
         is_log_synced: true,
         segment_bytes: raft::SEGMENT_BYTES,
         meter: Arc::new(()),
-        connect: Arc::new(Tcp),
+        reach: Reach::Connections(Arc::new(Tcp)),
+        disk: Arc::new(raft::disk::FileSystem),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (address, of_node) = (addresses[i], store.clone());

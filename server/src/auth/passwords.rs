@@ -12,6 +12,7 @@ use std::{
 
 use bcrypt::{HashParts, Version};
 use proto::EtcdError;
+use storage::host;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
@@ -71,7 +72,7 @@ impl Passwords {
         let permit = self.running.clone().acquire_owned().await.map_err(|_| EtcdError::Stopped)?;
         // The permit goes with the work, which goes on when the caller is gone.
         let work = move || (work(), permit).0;
-        tokio::task::spawn_blocking(work).await.map_err(stopped)
+        host::blocking(work).await.map_err(stopped)
     }
 }
 

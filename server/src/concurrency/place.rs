@@ -4,6 +4,7 @@
 //! its end, and hands over a place; and a place that is dropped before it is kept is withdrawn.
 
 use proto::{EtcdError, etcdserverpb::TxnRequest};
+use storage::host;
 use tokio::runtime::Handle;
 use tonic::Status;
 
@@ -77,7 +78,7 @@ async fn withdraw(caller: Caller, txn: TxnRequest) {
 pub(super) async fn to_the_end<T: Send + 'static>(
     enter: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::spawn(enter).await {
+    match host::spawn(enter).await {
         Ok(entered) => entered,
         Err(_) => Err(Status::unknown(EtcdError::Stopped.message())),
     }

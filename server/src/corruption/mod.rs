@@ -19,6 +19,8 @@ mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
+use storage::host;
+
 use crate::{context::Context, gates::Gate};
 
 pub use check::initial as initial_check;
@@ -36,10 +38,10 @@ pub struct Intervals {
 pub fn start(ctx: &Arc<Context>, intervals: Intervals) {
     if let Some(interval) = intervals.periodic {
         tracing::info!(local_member_id = %ctx.member, ?interval, "enabled corruption checking");
-        tokio::spawn(check::periodically(ctx.clone(), interval));
+        host::spawn(check::periodically(ctx.clone(), interval));
     }
     if ctx.gates.is_on(Gate::CompactHashCheck) {
         ctx.store.keep_compaction_hashes();
-        tokio::spawn(check::compactions(ctx.clone(), intervals.compact_hash));
+        host::spawn(check::compactions(ctx.clone(), intervals.compact_hash));
     }
 }

@@ -15,7 +15,7 @@ use proto::{
     command::{LeaseCheckpoint, LeaseExpire, command::Op, lease_checkpoint},
     etcdserverpb::LeaseTimeToLiveResponse,
 };
-use storage::LeaseChange;
+use storage::{LeaseChange, host};
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -67,7 +67,7 @@ impl Clock {
             self.table.lock().checkpoint_every(interval);
         }
         self.reload(member.as_ref());
-        tokio::spawn(self.clone().run(member));
+        host::spawn(self.clone().run(member));
     }
 
     /// Takes changes in, from the apply thread.
@@ -75,7 +75,7 @@ impl Clock {
         if changes.is_empty() {
             return;
         }
-        let now = Instant::now();
+        let now = host::now();
         let mut table = self.table.lock();
         let due = table.next_due();
         for &change in changes {
@@ -112,7 +112,7 @@ impl Clock {
             tokio::pin!(changed);
             changed.as_mut().enable();
             let term = self.confirm_leading(member).await?;
-            let renewal = self.table.lock().renew(id, term, Instant::now());
+            let renewal = self.table.lock().renew(id, term, host::now());
             match renewal {
                 Renewal::Renewed { ttl } => {
                     self.renewed.fetch_add(1, Relaxed);
@@ -139,7 +139,7 @@ impl Clock {
             if table.leading() != Some(term) {
                 return Err(EtcdError::NotLeader.into());
             }
-            table.time_left(id, Instant::now())
+            table.time_left(id, host::now())
         };
         let mut response = LeaseTimeToLiveResponse { id: id.0, ttl: -1, ..Default::default() };
         if let Some(time) = left {
@@ -165,7 +165,7 @@ impl Clock {
     fn reload(&self, member: &dyn Member) {
         // The lock first: what is applied meanwhile comes after, and is not lost.
         let mut table = self.table.lock();
-        table.replace(member.leases(), Instant::now());
+        table.replace(member.leases(), host::now());
         drop(table);
         self.granted.notify_one();
     }
@@ -189,7 +189,7 @@ impl Clock {
         // At most one entry is under way: the next one shall not name the same leases again.
         let mut expiring: FuturesUnordered<BoxFuture<'_, bool>> = FuturesUnordered::new();
         let mut checkpointing: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-        let mut paused_until = Instant::now();
+        let mut paused_until = host::now();
         loop {
             let term = {
                 let status = status.borrow_and_update();
@@ -203,18 +203,18 @@ impl Clock {
                     break;
                 },
                 Some(pause) = expiring.next(), if !expiring.is_empty() => if pause {
-                    paused_until = Instant::now() + PAUSE;
+                    paused_until = host::now() + PAUSE;
                 },
                 () = self.granted.notified() => {}
                 Some(()) = checkpointing.next(), if !checkpointing.is_empty() => {}
                 () = until(checkpoint_due), if checkpointing.is_empty() => if let Some(term) = term {
-                    let due = self.table.lock().due_checkpoints(CHECKPOINTED_MAX, Instant::now());
+                    let due = self.table.lock().due_checkpoints(CHECKPOINTED_MAX, host::now());
                     if !due.is_empty() {
                         checkpointing.push(checkpoint(member.as_ref(), due, term).boxed());
                     }
                 },
                 () = until(due), if expiring.is_empty() => if let Some(term) = term {
-                    let ids = self.table.lock().due(EXPIRED_MAX, Instant::now());
+                    let ids = self.table.lock().due(EXPIRED_MAX, host::now());
                     if !ids.is_empty() {
                         expiring.push(self.expire(member.as_ref(), ids, term).boxed());
                     }
@@ -230,7 +230,7 @@ impl Clock {
         if table.leading() != term {
             match term {
                 // As in etcd: how long the election took is not known.
-                Some(term) => table.lead(term, extension, Instant::now()),
+                Some(term) => table.lead(term, extension, host::now()),
                 None => table.follow(),
             }
             self.changed.notify_waiters();
@@ -253,7 +253,7 @@ impl Clock {
 
 async fn until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
+        Some(time) => tokio::time::sleep(time.saturating_duration_since(host::now())).await,
         None => std::future::pending().await,
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use proto::{EtcdError, etcdserverpb::SnapshotResponse};
 use sha2::{Digest as _, Sha256};
-use storage::Store;
+use storage::{Store, host};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,7 @@ impl Snapshots {
     pub fn send(ctx: Arc<Context>) -> SnapshotStream {
         let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
         let (ended, end) = oneshot::channel();
-        tokio::spawn(async move {
+        host::spawn(async move {
             let unwanted = CancellationToken::new();
             let _unwanted = unwanted.clone().drop_guard();
             let end = tokio::select! {
@@ -90,7 +90,7 @@ async fn send(
     let (store, folder) = (ctx.store.clone(), ctx.snapshots.folder.clone());
     let storage_version = version::storage_text(&store);
     let version = storage_version.clone();
-    let made = tokio::task::spawn_blocking(move || make(&store, &version, &folder, unwanted)).await;
+    let made = host::blocking(move || make(&store, &version, &folder, unwanted)).await;
     let (file, total) = made.map_err(|_| EtcdError::Stopped)?.map_err(|error| failed(ctx, error))?;
     tracing::info!(total_bytes = total, storage_version, "sending database snapshot to client");
     let part = |blob, remaining_bytes| {
@@ -105,7 +105,7 @@ async fn send(
     };
     let mut reader = Reader { file, left: total, sha256: Sha256::new() };
     while reader.left > 0 {
-        let read = tokio::task::spawn_blocking(move || reader.read()).await.map_err(|_| EtcdError::Stopped)?;
+        let read = host::blocking(move || reader.read()).await.map_err(|_| EtcdError::Stopped)?;
         let mut block;
         (reader, block) = read.map_err(|error| failed(ctx, error.into()))?;
         while !block.is_empty() {

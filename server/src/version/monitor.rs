@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::join_all;
 use proto::command::{ClusterVersion, Downgrade, command::Op};
 use serde::Deserialize;
+use storage::host;
 use tokio::time::timeout;
 
 use super::{Version, decide, downgrade_target, of_cluster};
@@ -17,9 +18,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts what runs until the process ends. `downgrade_check` is None where a downgrade is not to end by itself.
 pub fn start(ctx: &Arc<Context>, downgrade_check: Option<Duration>) {
-    tokio::spawn(follow(ctx.clone()));
+    host::spawn(follow(ctx.clone()));
     if let Some(interval) = downgrade_check {
-        tokio::spawn(end_downgrades(ctx.clone(), interval));
+        host::spawn(end_downgrades(ctx.clone(), interval));
     }
 }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use proto::{EtcdError, KeyRange};
-use storage::{ReadError, StorageError};
+use storage::{ReadError, StorageError, host};
 
 use super::{
     hub::{LAGGING_MAX, Shared, Watches},
@@ -52,7 +52,7 @@ pub(super) async fn catch_up(
     let read = {
         let _permit = hub.readers().acquire().await.expect("the semaphore is never closed");
         let read = move || history.events(&range, from, history.revision(), PIECE_BYTES);
-        match tokio::task::spawn_blocking(read).await {
+        match host::blocking(read).await {
             Ok(read) => read,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }

@@ -9,9 +9,13 @@ use std::{
     thread,
 };
 
-use parking_lot::{Condvar, Mutex};
-use storage::{Change, Store, planted};
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use storage::{
+    Change, Store,
+    host::{self, Worker},
+    planted,
+};
+use tokio::sync::{Notify, Semaphore};
 
 use super::{
     History,
@@ -34,12 +38,13 @@ const READERS_MAX: usize = 4;
 /// The hub of all watches on this member. It has a thread of its own, which ends when the hub is dropped.
 pub struct Hub {
     shared: Arc<Shared>,
+    _worker: Worker,
 }
 
 pub(super) struct Shared {
     recent: Mutex<Recent>,
-    /// Notified, under the lock of `recent`, when there may be something to deliver.
-    changed: Condvar,
+    /// Notified when there may be something to deliver.
+    changed: Notify,
     /// Watchers in `synced`: nobody needs to be woken while there are none.
     synced_count: AtomicUsize,
     synced: Mutex<Synced>,
@@ -111,7 +116,7 @@ impl Hub {
     pub fn new() -> Arc<Hub> {
         let shared = Arc::new(Shared {
             recent: Mutex::new(Recent::new(0, -1)),
-            changed: Condvar::new(),
+            changed: Notify::new(),
             synced_count: AtomicUsize::new(0),
             synced: Mutex::default(),
             history: OnceLock::new(),
@@ -122,9 +127,9 @@ impl Hub {
             dropped: AtomicBool::new(false),
             readers: Semaphore::new(READERS_MAX),
         });
-        let thread = shared.clone();
-        thread::Builder::new().name("watch".into()).spawn(move || thread.run()).expect("a thread can be started");
-        Arc::new(Hub { shared })
+        let of_worker = shared.clone();
+        let worker = host::worker("watch", async move { of_worker.run().await }).expect("a thread can be started");
+        Arc::new(Hub { shared, _worker: worker })
     }
 
     /// Names the store, once it is open and before anything is applied to it.
@@ -393,24 +398,18 @@ impl Shared {
     }
 
     fn wake(&self) {
-        // With the lock: the thread is then either waiting, or will see what changed before it waits.
-        let _recent = self.recent.lock();
         self.changed.notify_one();
     }
 
-    fn run(&self) {
+    async fn run(&self) {
         let _stops_with_it = AbortOnPanic;
         let mut position = 0;
-        loop {
-            let mut recent = self.recent.lock();
-            while recent.revision() <= position && !self.dropped.load(SeqCst) {
-                self.changed.wait(&mut recent);
+        while !self.dropped.load(SeqCst) {
+            if self.recent.lock().revision() > position {
+                position = self.deliver();
+            } else {
+                self.changed.notified().await;
             }
-            drop(recent);
-            if self.dropped.load(SeqCst) {
-                return;
-            }
-            position = self.deliver();
         }
     }
 

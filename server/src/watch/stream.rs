@@ -15,7 +15,7 @@ use proto::{
     },
     raw::WatchResponse,
 };
-use storage::StorageError;
+use storage::{StorageError, host};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status};
@@ -41,7 +41,7 @@ pub(super) fn open(
     hub.streams.fetch_add(1, Relaxed);
     let gone = CancellationToken::new();
     let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
-    tokio::spawn(receiver.run(requests, leader_lost, permission, member.shutdown(), member.progress_interval()));
+    host::spawn(receiver.run(requests, leader_lost, permission, member.shutdown(), member.progress_interval()));
     let responses = Responses {
         hub,
         member,
