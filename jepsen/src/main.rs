@@ -37,6 +37,8 @@ enum Command {
     PowerCut(test::rounds::PowerCutArguments),
     /// Makes one fault after another under load and measures the recovery from each; needs root
     Rounds(test::rounds::Arguments),
+    /// Runs workloads under faults on machines of its own and checks what the clients were told; needs root
+    Test(test::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
     /// Floods a member in many ways and watches its memory and what a well-behaved client gets
@@ -49,7 +51,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let command = Arguments::parse().command;
-    if let Command::PowerCut(_) | Command::Rounds(_) = command {
+    if let Command::PowerCut(_) | Command::Rounds(_) | Command::Test(_) = command {
         // Before there are other threads, which would stay outside.
         test::nodes::sandbox::enter()?;
     }
@@ -63,6 +65,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
         Command::PowerCut(arguments) => test::rounds::run_power_cut(arguments).await,
         Command::Rounds(arguments) => test::rounds::run(arguments).await,
+        Command::Test(arguments) => test::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,

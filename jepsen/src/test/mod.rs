@@ -1,7 +1,29 @@
-//! Real processes under faults.
+//! Clusters of real processes under a workload and a nemesis, in the manner of Jepsen: processes do operations, the
+//! nemesis makes faults, and afterwards checkers look for what cannot have happened.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`nodes`], [`nemesis`] | the cluster, each member on a machine of its own, and what is done to it |
+//! | [`workload`] | what processes do, and which checkers judge it |
+//! | [`client`], [`wire`], [`recorder`] | one process: its requests, and how they are taken down |
+//! | [`run`] | one run from begin to verdict |
+//! | [`convergence`] | all members hold the same in the end |
+//! | [`report`] | the page about a run |
 
+pub mod client;
+pub mod convergence;
+pub mod matrix;
 #[allow(dead_code, reason = "most nemeses are yet to come")]
 pub mod nemesis;
 #[allow(dead_code, reason = "most nemeses are yet to come")]
 pub mod nodes;
+pub mod recorder;
+pub mod report;
 pub mod rounds;
+pub mod run;
+pub mod storm;
+pub mod watching;
+pub mod wire;
+pub mod workload;
+
+pub use matrix::{Arguments, run};

@@ -46,6 +46,12 @@ pub struct Machine {
     log: PathBuf,
 }
 
+/// The name of the node that has this address.
+pub fn name_at(address: Ipv4Addr) -> Option<String> {
+    let number = u32::from(address).checked_sub(u32::from(HARNESS_ADDRESS) + u32::from(FIRST_ADDRESS - 1))?;
+    (1..=u32::from(u8::MAX - FIRST_ADDRESS)).contains(&number).then(|| format!("n{number}"))
+}
+
 impl Machine {
     /// Sets up a machine for the node with that number and plugs it into the network.
     pub fn set_up(

@@ -1,0 +1,118 @@
+//! Takes down what happens in a run, in the order of time.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Instant,
+};
+
+use parking_lot::Mutex;
+
+use jepsen::check::history::{Entry, Event, FaultNote, History, WatchNote, WatchSeen};
+
+/// The process that stands for the nemesis in a history.
+pub const NEMESIS: u64 = 0;
+
+pub struct Recorder {
+    begin: Instant,
+    history: Mutex<History>,
+    next_process: AtomicU64,
+    /// Which workload a process belongs to.
+    workloads: Mutex<HashMap<u64, &'static str>>,
+    next_watcher: AtomicU64,
+    next_lease: AtomicI64,
+    next_value: AtomicU64,
+    /// The highest revision that anyone was told.
+    revision: AtomicI64,
+    /// When anything last succeeded, in nanoseconds since the begin.
+    last_success_ns: AtomicU64,
+}
+
+impl Recorder {
+    pub fn new() -> Recorder {
+        Recorder {
+            begin: Instant::now(),
+            history: Mutex::default(),
+            next_process: AtomicU64::new(NEMESIS + 1),
+            workloads: Mutex::default(),
+            next_watcher: AtomicU64::new(1),
+            next_lease: AtomicI64::new(1),
+            next_value: AtomicU64::new(1),
+            revision: AtomicI64::new(1),
+            last_success_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// A process of a workload that nobody was before.
+    pub fn process(&self, workload: &'static str) -> u64 {
+        let process = self.next_process.fetch_add(1, Ordering::Relaxed);
+        self.workloads.lock().insert(process, workload);
+        process
+    }
+
+    pub fn watcher(&self) -> u64 {
+        self.next_watcher.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A lease's id that nobody asked for before.
+    pub fn lease(&self) -> i64 {
+        self.next_lease.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A number that is written nowhere else in the run.
+    pub fn value(&self) -> u64 {
+        self.next_value.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The highest revision that anyone was told.
+    pub fn revision(&self) -> i64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
+    pub fn elapsed_ns(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_nanos()).expect("a run is shorter than 500 years")
+    }
+
+    /// Time since the last success of any process.
+    pub fn silence_ns(&self) -> u64 {
+        self.elapsed_ns().saturating_sub(self.last_success_ns.load(Ordering::Relaxed))
+    }
+
+    pub fn note(&self, process: u64, node: Option<&str>, event: Event) {
+        if let Event::Ok(response) = &event {
+            self.revision.fetch_max(response.header.revision, Ordering::Relaxed);
+        }
+        let node = node.map(str::to_owned);
+        let mut history = self.history.lock();
+        // The clock is read under the lock, so that entries are in the order of time.
+        let time_ns = self.elapsed_ns();
+        if matches!(event, Event::Ok(_)) {
+            self.last_success_ns.store(time_ns, Ordering::Relaxed);
+        }
+        history.push(Entry { time_ns, process, node, event });
+    }
+
+    pub fn watch(&self, process: u64, node: Option<&str>, watcher: u64, seen: WatchSeen) {
+        self.note(process, node, Event::Watch(WatchNote { watcher, seen }));
+    }
+
+    pub fn fault(&self, fault: FaultNote) {
+        self.note(NEMESIS, None, Event::Fault(fault));
+    }
+
+    /// The part of a history that one workload made, with the faults.
+    pub fn of_workload(&self, history: &History, workload: &str) -> History {
+        let workloads = self.workloads.lock();
+        let belongs = |process: u64| workloads.get(&process).is_none_or(|of| *of == workload);
+        let mut own = History::default();
+        for entry in history.entries().iter().filter(|entry| belongs(entry.process)) {
+            own.push(entry.clone());
+        }
+        own
+    }
+
+    /// All that was taken down so far, of which nothing is kept.
+    pub fn take(&self) -> History {
+        std::mem::take(&mut *self.history.lock())
+    }
+}

@@ -1,0 +1,329 @@
+//! One run: set up, load and faults, heal, wait until all agree, read once more, judge, report.
+
+use std::{
+    fs::{self, File},
+    io::BufWriter,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use jepsen::check::history::{Event, History};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{
+    client::{Context, Endpoint},
+    convergence::{self, Agreement},
+    nemesis::{self, Nemesis},
+    nodes::{Nodes, Options},
+    recorder::Recorder,
+    report::{Check, Page, Verdict, figures},
+    storm::{self, Toll},
+    workload::{Finding, Workload},
+};
+use crate::process::Target;
+
+/// No workload waits longer than this for anything once it was told to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long nothing may succeed once a fault is healed.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
+/// A run with fewer successes than this a second, faults and all, proves nothing.
+const SUCCESSES_PER_SECOND_MIN: f64 = 2.0;
+
+/// What is run.
+pub struct Plan {
+    /// More than one share the cluster, each with keys and processes of its own.
+    pub workloads: Vec<&'static Workload>,
+    /// `None`: no faults.
+    pub nemesis: Option<&'static str>,
+    pub time: Duration,
+    pub nodes: usize,
+    pub seed: u64,
+    pub target: Target,
+    pub flags: Vec<String>,
+    pub rate: Option<f64>,
+    pub processes: Option<u64>,
+    /// Where history, report and logs go.
+    pub dir: PathBuf,
+    /// The command that runs it again.
+    pub command: String,
+}
+
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// A line for a person.
+    pub summary: String,
+    pub failures: Vec<String>,
+    pub report: PathBuf,
+}
+
+impl Plan {
+    pub fn title(&self) -> String {
+        let workloads: Vec<&str> = self.workloads.iter().map(|workload| workload.name).collect();
+        format!("{} under {}", workloads.join(" + "), self.nemesis.unwrap_or("no faults"))
+    }
+
+    fn all_flags(&self) -> Vec<String> {
+        let of_workloads = self.workloads.iter().flat_map(|workload| workload.flags).map(|flag| (*flag).to_owned());
+        of_workloads.chain(self.flags.iter().cloned()).collect()
+    }
+
+    pub async fn run(&self) -> Result<Outcome> {
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        let options = Options { size: self.nodes, flags: self.all_flags(), seed: self.seed, ..Options::default() };
+        let mut nodes = Nodes::start(&self.target, &self.dir, options).await?;
+        let mut run = Run::new(self, &nodes);
+        let faults = run.load(&mut nodes).await;
+        run.findings.push(finding("nemesis", faults.map(|()| run.toll_text())));
+        run.findings.push(finding("exits", nodes.check_running().map(|()| "nobody ended unordered".to_owned())));
+        run.settle().await;
+        if run.failed() {
+            eprintln!("{}", nodes.log_tails());
+            nodes.keep(&self.dir.join("disks"))?;
+        } else {
+            run.findings.push(finding("shutdown", nodes.shutdown().await.map(|()| "all ended in order".to_owned())));
+        }
+        run.judge()
+    }
+}
+
+/// What is known of a run so far.
+struct Run<'a> {
+    plan: &'a Plan,
+    recorder: Arc<Recorder>,
+    contexts: Vec<Context>,
+    stop: watch::Sender<bool>,
+    toll: Toll,
+    findings: Vec<Finding>,
+    /// When the load ended, in nanoseconds since the begin.
+    load_end_ns: u64,
+    agreement: Option<Agreement>,
+}
+
+impl<'a> Run<'a> {
+    fn new(plan: &'a Plan, nodes: &Nodes) -> Run<'a> {
+        let recorder = Arc::new(Recorder::new());
+        let (stop, stopped) = watch::channel(false);
+        let endpoints = named(nodes.endpoints());
+        let context = |workload: &&'static Workload| Context {
+            workload: workload.name,
+            recorder: Arc::clone(&recorder),
+            endpoints: endpoints.clone(),
+            stopped: stopped.clone(),
+            seed: plan.seed,
+            processes: plan.processes.unwrap_or_else(|| share(workload.processes, plan.workloads.len())),
+            rate: plan.rate.unwrap_or(workload.rate),
+        };
+        Run {
+            plan,
+            contexts: plan.workloads.iter().map(context).collect(),
+            recorder,
+            stop,
+            toll: Toll::default(),
+            findings: Vec::new(),
+            load_end_ns: 0,
+            agreement: None,
+        }
+    }
+
+    fn failed(&self) -> bool {
+        self.findings.iter().any(|finding| finding.check.verdict != Verdict::Pass)
+    }
+
+    /// Load and faults, until the time is over or something is wrong.
+    async fn load(&mut self, nodes: &mut Nodes) -> Result<()> {
+        let mut processes = JoinSet::new();
+        for (workload, context) in self.plan.workloads.iter().zip(&self.contexts) {
+            for index in 0..context.processes {
+                processes.spawn((workload.process)(context.clone(), index));
+            }
+        }
+        let until = Instant::now() + self.plan.time;
+        let raging = match self.plan.nemesis {
+            Some(name) => {
+                let mut nemesis: Box<dyn Nemesis> = nemesis::by_name(name)?;
+                storm::rage(&mut *nemesis, nodes, &self.recorder, self.plan.seed, until, &mut self.toll).await
+            }
+            None => {
+                tokio::time::sleep_until(until).await;
+                Ok(())
+            }
+        };
+        let recovered = self.wait_for_success().await;
+        self.load_end_ns = self.recorder.elapsed_ns();
+        self.stop.send_replace(true);
+        let stopped = timeout(STOP_LIMIT, async {
+            while let Some(ended) = processes.join_next().await {
+                ended??;
+            }
+            anyhow::Ok(())
+        });
+        let stopped = stopped.await.unwrap_or_else(|_| anyhow::bail!("a process did not stop within {STOP_LIMIT:?}"));
+        raging.and(recovered).and(stopped)
+    }
+
+    /// With all faults healed, operations must succeed again within a bounded time.
+    async fn wait_for_success(&self) -> Result<()> {
+        let begin = Instant::now();
+        while self.recorder.silence_ns() > begin.elapsed().as_nanos() as u64 {
+            ensure!(begin.elapsed() < RECOVERY_LIMIT, "nothing succeeded for {RECOVERY_LIMIT:?} after the last fault");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the members agree, and lets the workloads read once more.
+    async fn settle(&mut self) {
+        let endpoints = self.contexts[0].endpoints.borrow().clone();
+        let agreement = convergence::converge(&endpoints).await;
+        self.agreement = agreement.as_ref().ok().copied();
+        let text = agreement.map(|Agreement { revision, hash, after }| {
+            format!(
+                "all members have the hash {hash:08x} at revision {revision}, {} ms after the load",
+                after.as_millis()
+            )
+        });
+        self.findings.push(finding("convergence", text));
+        for (workload, context) in self.plan.workloads.iter().zip(&self.contexts) {
+            let finish = timeout(STOP_LIMIT, (workload.finish)(context.clone())).await;
+            if let Some(error) = finish.map_or_else(|_| Some(anyhow::anyhow!("not done in time")), Result::err) {
+                self.findings.push(finding(&format!("{}: final reads", workload.name), Err(error)));
+            }
+        }
+    }
+
+    fn toll_text(&self) -> String {
+        let counters: Vec<String> = self.toll.counters.iter().map(|(name, count)| format!("{name}: {count}")).collect();
+        format!("{} faults; {}", self.toll.faults, counters.join(", "))
+    }
+
+    fn judge(mut self) -> Result<Outcome> {
+        let history = self.recorder.take();
+        let path = self.plan.dir.join("history.jsonl");
+        history.write(BufWriter::new(File::create(&path)?))?;
+        for workload in &self.plan.workloads {
+            let own = self.recorder.of_workload(&history, workload.name);
+            let mut found = (workload.check)(&own);
+            if found.is_empty() {
+                found.push(Finding::undecided("operations", "nothing judges them"));
+            }
+            for finding in &mut found {
+                finding.check.name = format!("{}: {}", workload.name, finding.check.name);
+            }
+            self.findings.extend(found);
+        }
+        self.findings.push(self.proves_something(&history));
+        let rows = figures::fault_rows(&history, self.load_end_ns);
+        let (checks, anomalies): (Vec<Check>, Vec<_>) =
+            self.findings.drain(..).map(|finding| (finding.check, finding.anomalies)).unzip();
+        let page = Page {
+            title: self.plan.title(),
+            settings: self.settings(),
+            figures: self.figures(&history),
+            checks,
+            anomalies: anomalies.into_iter().flatten().collect(),
+            faults: rows,
+            run: figures::run_of(&history)?,
+        };
+        let report = self.plan.dir.join("report.html");
+        fs::write(&report, page.html())?;
+        Ok(self.outcome(&page, report))
+    }
+
+    fn outcome(&self, page: &Page, report: PathBuf) -> Outcome {
+        let failures = page
+            .checks
+            .iter()
+            .filter(|check| check.verdict != Verdict::Pass)
+            .map(|check| format!("{} {}: {}", check.name, check.verdict.word(), check.detail))
+            .collect();
+        let successes =
+            page.run.operations.iter().filter(|operation| operation.outcome == super::report::plots::Outcome::Ok);
+        let outage = page.faults.iter().map(|fault| fault.outage_ms).fold(0.0, f64::max);
+        let summary = format!(
+            "{}: {} of {} operations ok, {}, longest outage {outage:.0} ms",
+            page.title,
+            successes.count(),
+            page.run.operations.len(),
+            self.toll_text(),
+        );
+        Outcome { verdict: page.verdict(), summary, failures, report }
+    }
+
+    /// A run in which little happened passes every checker.
+    fn proves_something(&self, history: &History) -> Finding {
+        let successes = successes(history);
+        let wanted = (self.plan.time.as_secs_f64() * SUCCESSES_PER_SECOND_MIN) as usize;
+        let without_effect = self.toll.without_effect();
+        let result = match () {
+            () if successes < wanted => Err(anyhow::anyhow!("{successes} operations succeeded; {wanted} are wanted")),
+            () if self.plan.nemesis.is_some() && self.toll.faults == 0 => Err(anyhow::anyhow!("no fault was made")),
+            () if !without_effect.is_empty() => Err(anyhow::anyhow!("without effect: {}", without_effect.join(", "))),
+            () => Ok(format!("{successes} operations succeeded")),
+        };
+        finding("the run proves something", result)
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        let plan = self.plan;
+        let about: Vec<&str> = plan.workloads.iter().map(|workload| workload.about).collect();
+        [
+            ("again", plan.command.clone()),
+            ("server", plan.target.label()),
+            ("members", plan.nodes.to_string()),
+            ("seed", plan.seed.to_string()),
+            ("time", format!("{} s", plan.time.as_secs())),
+            ("what must hold", about.join("; ")),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    fn figures(&self, history: &History) -> Vec<(String, String)> {
+        let mut figures = vec![
+            ("entries in the history".to_owned(), history.entries().len().to_string()),
+            ("operations that succeeded".to_owned(), successes(history).to_string()),
+            ("faults".to_owned(), self.toll.faults.to_string()),
+        ];
+        figures.extend(self.toll.counters.iter().map(|(name, count)| (name.clone(), count.to_string())));
+        if let Some(agreement) = self.agreement {
+            figures.push(("revision in the end".to_owned(), agreement.revision.to_string()));
+        }
+        figures
+    }
+}
+
+fn successes(history: &History) -> usize {
+    history.entries().iter().filter(|entry| matches!(entry.event, Event::Ok(_))).count()
+}
+
+/// What became of a step of the run itself.
+fn finding(name: &str, result: Result<String>) -> Finding {
+    let (verdict, detail) = match result {
+        Ok(detail) => (Verdict::Pass, detail),
+        Err(error) => (Verdict::Fail, format!("{error:#}")),
+    };
+    Finding { check: Check { name: name.to_owned(), verdict, detail }, anomalies: Vec::new() }
+}
+
+/// Several workloads at once have fewer processes each.
+fn share(processes: u64, workloads: usize) -> u64 {
+    (processes / workloads as u64).max(3)
+}
+
+/// Gives each member the name that it has in logs and faults, by its address.
+fn named(mut urls: crate::load::Endpoints) -> watch::Receiver<Vec<Endpoint>> {
+    let name = |urls: &[String]| -> Vec<Endpoint> { urls.iter().map(|url| Endpoint::of(url)).collect() };
+    let (sender, receiver) = watch::channel(name(&urls.borrow_and_update()));
+    tokio::spawn(async move {
+        while urls.changed().await.is_ok() {
+            sender.send_replace(name(&urls.borrow_and_update()));
+        }
+    });
+    receiver
+}

@@ -1,0 +1,103 @@
+//! Faults one after another, each taken back before the next.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result};
+use jepsen::check::history::{FaultNote, FaultPhase};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    nemesis::{Effect, Fault, Nemesis},
+    nodes::Nodes,
+    recorder::Recorder,
+};
+
+/// From the begin of one fault to that of the next, where the fault itself does not take longer.
+const INTERVAL_MS: std::ops::Range<u64> = 1_000..5_000;
+
+/// Between two faults, however long the first one took.
+const CALM_MIN: Duration = Duration::from_millis(300);
+
+/// What a nemesis did in a run.
+#[derive(Default)]
+pub struct Toll {
+    pub faults: u64,
+    /// By what is counted; each must have come to something.
+    pub counters: BTreeMap<String, u64>,
+}
+
+impl Toll {
+    /// What was to take effect and never did.
+    pub fn without_effect(&self) -> Vec<&str> {
+        self.counters.iter().filter(|(_, count)| **count == 0).map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// Strikes and heals until the time is over. What happened until an error is in the toll too.
+pub async fn rage(
+    nemesis: &mut dyn Nemesis,
+    nodes: &mut Nodes,
+    recorder: &Recorder,
+    seed: u64,
+    until: Instant,
+    toll: &mut Toll,
+) -> Result<()> {
+    let mut random = StdRng::seed_from_u64(seed);
+    // The load is to be under way before the first fault.
+    sleep(Duration::from_millis(random.random_range(500..1_500))).await;
+    while Instant::now() < until {
+        let begin = Instant::now();
+        let interval = Duration::from_millis(random.random_range(INTERVAL_MS));
+        let hold = interval.mul_f64(random.random_range(0.2..0.8));
+        one_fault(nemesis, nodes, recorder, &mut random, hold, toll).await?;
+        nodes.check_running()?;
+        let calm = interval.saturating_sub(begin.elapsed()).max(CALM_MIN);
+        sleep(calm.min(until.saturating_duration_since(Instant::now()))).await;
+    }
+    Ok(())
+}
+
+async fn one_fault(
+    nemesis: &mut dyn Nemesis,
+    nodes: &mut Nodes,
+    recorder: &Recorder,
+    random: &mut StdRng,
+    hold: Duration,
+    toll: &mut Toll,
+) -> Result<()> {
+    toll.faults += 1;
+    let mut note = FaultNote {
+        fault: toll.faults,
+        name: nemesis.name().to_owned(),
+        nodes: Vec::new(),
+        phase: FaultPhase::Begin,
+        counters: BTreeMap::new(),
+    };
+    recorder.fault(note.clone());
+    let begin = Instant::now();
+    let struck = nemesis.strike(nodes, random).await;
+    let Fault { description, victims, .. } = struck.with_context(|| format!("{} could not strike", nemesis.name()))?;
+    sleep(hold.saturating_sub(begin.elapsed())).await;
+    let healed = nemesis.heal(nodes, random).await;
+    let Effect { counters, .. } = healed.with_context(|| format!("after {}: {description}", nemesis.name()))?;
+    for (name, count) in &counters {
+        *toll.counters.entry((*name).to_owned()).or_default() += count;
+    }
+    note.nodes = victims;
+    note.phase = FaultPhase::End;
+    note.counters = counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    recorder.fault(note);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_stayed_zero_is_named() {
+        let counters = [("packets dropped".to_owned(), 0), ("processes killed".to_owned(), 3)].into();
+        assert_eq!(Toll { faults: 1, counters }.without_effect(), ["packets dropped"]);
+    }
+}

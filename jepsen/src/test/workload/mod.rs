@@ -1,0 +1,109 @@
+//! What processes do to the store, and what must be true of what they were told.
+//!
+//! | workload | its processes | its model |
+//! |---|---|---|
+//! | `register` | write and read single keys | linearizable register |
+//! | `cas` | the same, and compare-and-set by value | linearizable register |
+//! | `kv` | all of KV: ranges, transactions, deletes, leases | linearizable store |
+//! | `append`, `rw-register` | transactions over several keys | no cycle of dependencies (Elle) |
+//! | `set` | add elements, read all | nothing added is lost (Jepsen's set-full) |
+//! | `counter` | put one key, read its version | each put counts once |
+//! | `watch` | write; watch in every way | the watch properties of etcd's robustness tests |
+//! | `lease` | grant, keep alive, revoke, attach, let expire | not early, gone after |
+//! | `lock` | lock, do what the lock guards, unlock | guarded effects exclude each other |
+//! | `kubernetes` | create, update, delete by revision; caches by list and watch | caches agree with the store |
+//! | `stale` | write; read serializably, member by member | a member never goes back |
+//! | `auth` | grant and revoke while users try | nobody succeeds without the right |
+//! | `maintenance` | register, beside snapshots and defragmentation | linearizable register |
+
+mod append;
+mod auth;
+mod counter;
+mod kubernetes;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod register;
+mod rw_register;
+mod set;
+mod stale;
+mod transaction;
+mod watch;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+
+use super::{
+    client::{Choice, Client, Context},
+    report::{Check, Verdict, anomaly::Anomaly},
+};
+use jepsen::check::history::{History, Request};
+
+/// What a checker says of a run.
+pub struct Finding {
+    pub check: Check,
+    pub anomalies: Vec<Anomaly>,
+}
+
+impl Finding {
+    pub fn undecided(name: &str, detail: &str) -> Finding {
+        let check = Check { name: name.to_owned(), verdict: Verdict::Undecided, detail: detail.to_owned() };
+        Finding { check, anomalies: Vec::new() }
+    }
+}
+
+pub type Body = BoxFuture<'static, Result<()>>;
+
+pub struct Workload {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// How many processes there are, unless it is said.
+    pub processes: u64,
+    /// Operations a second of each, unless it is said.
+    pub rate: f64,
+    /// Whether it may run beside others.
+    pub shares: bool,
+    /// Flags that members need.
+    pub flags: &'static [&'static str],
+    /// What the process of this number does until the run is stopped.
+    pub process: fn(Context, u64) -> Body,
+    /// What is read when all is healed.
+    pub finish: fn(Context) -> Body,
+    pub check: fn(&History) -> Vec<Finding>,
+}
+
+pub const ALL: &[Workload] = &[
+    register::REGISTER,
+    register::CAS,
+    kv::KV,
+    append::APPEND,
+    rw_register::RW_REGISTER,
+    set::SET,
+    counter::COUNTER,
+    watch::WATCH,
+    lease::LEASE,
+    lock::LOCKS,
+    kubernetes::KUBERNETES,
+    stale::STALE,
+    auth::AUTH,
+    maintenance::MAINTENANCE,
+];
+
+pub fn by_name(name: &str) -> Option<&'static Workload> {
+    ALL.iter().find(|workload| workload.name == name)
+}
+
+/// The same requests to every member, as at the end of a run.
+fn ask_each_member(context: Context, requests: Vec<Request>) -> Body {
+    let members = context.endpoints.borrow().len() as u64;
+    Box::pin(async move {
+        for member in 0..members {
+            let mut client = Client::choosing(&context, member, Choice::Pinned);
+            for request in &requests {
+                client.call(request.clone()).await;
+            }
+        }
+        Ok(())
+    })
+}
