@@ -3,6 +3,7 @@
 //! A run, simulated or real, leaves a [`history::History`]. Each checker takes it, or the part that concerns it, and
 //! says what is impossible about it.
 
+pub mod cycles;
 pub mod history;
 pub mod linearizability;
 pub mod store;
