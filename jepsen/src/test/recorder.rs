@@ -8,10 +8,21 @@ use std::{
 
 use parking_lot::Mutex;
 
-use jepsen::check::history::{Entry, Event, FaultNote, History, WatchNote, WatchSeen};
+use jepsen::check::history::{Answer, Entry, Event, FaultNote, History, ListOp, RegisterOp, WatchNote, WatchSeen};
 
 /// The process that stands for the nemesis in a history.
 pub const NEMESIS: u64 = 0;
+
+/// Whether an entry shows that a quorum was there: what is merely read may come from one member.
+pub fn is_acknowledged_write(event: &Event) -> bool {
+    let Event::Ok(response) = event else { return false };
+    match &response.answer {
+        Answer::Append { ops } => ops.iter().any(|op| matches!(op, ListOp::Append { .. })),
+        Answer::Registers { ops } => ops.iter().any(|op| matches!(op, RegisterOp::Write { .. })),
+        Answer::Put { .. } | Answer::DeleteRange { .. } | Answer::Txn { .. } | Answer::LeaseGrant { .. } => true,
+        _ => false,
+    }
+}
 
 pub struct Recorder {
     begin: Instant,
@@ -24,7 +35,7 @@ pub struct Recorder {
     next_value: AtomicU64,
     /// The highest revision that anyone was told.
     revision: AtomicI64,
-    /// When anything last succeeded, in nanoseconds since the begin.
+    /// When a write last succeeded, in nanoseconds since the begin.
     last_success_ns: AtomicU64,
 }
 
@@ -73,7 +84,7 @@ impl Recorder {
         u64::try_from(self.begin.elapsed().as_nanos()).expect("a run is shorter than 500 years")
     }
 
-    /// Time since the last success of any process.
+    /// Time since the last write of any process that succeeded.
     pub fn silence_ns(&self) -> u64 {
         self.elapsed_ns().saturating_sub(self.last_success_ns.load(Ordering::Relaxed))
     }
@@ -86,7 +97,7 @@ impl Recorder {
         let mut history = self.history.lock();
         // The clock is read under the lock, so that entries are in the order of time.
         let time_ns = self.elapsed_ns();
-        if matches!(event, Event::Ok(_)) {
+        if is_acknowledged_write(&event) {
             self.last_success_ns.store(time_ns, Ordering::Relaxed);
         }
         history.push(Entry { time_ns, process, node, event });

@@ -64,8 +64,11 @@ pub struct Outcome {
 
 impl Plan {
     pub fn title(&self) -> String {
-        let workloads: Vec<&str> = self.workloads.iter().map(|workload| workload.name).collect();
-        format!("{} under {}", workloads.join(" + "), self.nemesis.unwrap_or("no faults"))
+        let workload = match self.workloads.as_slice() {
+            [workload] => workload.name,
+            _ => "mixed",
+        };
+        format!("{workload} under {}", self.nemesis.unwrap_or("no faults"))
     }
 
     fn all_flags(&self) -> Vec<String> {
@@ -210,7 +213,7 @@ impl<'a> Run<'a> {
             let own = self.recorder.of_workload(&history, workload.name);
             let mut found = (workload.check)(&own);
             if found.is_empty() {
-                found.push(Finding::undecided("operations", "nothing judges them"));
+                found.push(Finding::of("operations", Ok(jepsen::check::verdict::Verdict::default()), &own));
             }
             for finding in &mut found {
                 finding.check.name = format!("{}: {}", workload.name, finding.check.name);
@@ -271,10 +274,12 @@ impl<'a> Run<'a> {
 
     fn settings(&self) -> Vec<(String, String)> {
         let plan = self.plan;
+        let workloads: Vec<&str> = plan.workloads.iter().map(|workload| workload.name).collect();
         let about: Vec<&str> = plan.workloads.iter().map(|workload| workload.about).collect();
         [
             ("again", plan.command.clone()),
             ("server", plan.target.label()),
+            ("workloads", workloads.join(", ")),
             ("members", plan.nodes.to_string()),
             ("seed", plan.seed.to_string()),
             ("time", format!("{} s", plan.time.as_secs())),

@@ -26,8 +26,6 @@ pub struct Step {
     /// `None`: nobody knows when it took effect, or whether.
     pub end: Option<f64>,
     pub outcome: Outcome,
-    /// It is one of those that cannot be placed.
-    pub culprit: bool,
 }
 
 /// What a checker found, and the smallest history that shows it.
@@ -64,7 +62,7 @@ impl Anomaly {
             for (index, step) in self.steps.iter().enumerate().filter(|(_, step)| step.process == *process) {
                 let (begin, end) = places[&index];
                 let (x, bar) = (NAMES + begin as f64 * STEP, (end - begin) as f64 * STEP - 4.0);
-                let class = if step.culprit { "culprit" } else { step.outcome.class() };
+                let class = step.outcome.class();
                 let (full, shown) = (escape(&step.text), escape(&fit(&step.text, bar - 10.0)));
                 shapes.push_str(&format!(
                     "<g><title>{full}</title><rect class='bar {class}' x={x} y={y} width={bar} height=26 rx=4 />\
@@ -102,7 +100,7 @@ impl Anomaly {
         let mut rows = String::new();
         for step in &self.steps {
             let end = step.end.map_or_else(|| "never".to_owned(), |end| format!("{end:.6}"));
-            let class = if step.culprit { "culprit" } else { step.outcome.class() };
+            let class = step.outcome.class();
             rows.push_str(&format!(
                 "<tr><td class=number>{:.6}<td class=number>{end}<td class=number>{}<td><span class='tag {class}'>{}</span>\
                  <td><code>{}</code></tr>\n",
@@ -133,7 +131,7 @@ mod tests {
     use super::*;
 
     fn step(process: u64, begin: f64, end: Option<f64>) -> Step {
-        Step { process, text: "put x = 1".into(), begin, end, outcome: Outcome::Ok, culprit: false }
+        Step { process, text: "put x = 1".into(), begin, end, outcome: Outcome::Ok }
     }
 
     fn anomaly(steps: Vec<Step>) -> Anomaly {

@@ -6,6 +6,7 @@ use super::{
     FaultRow,
     plots::{Fault, Operation, Outcome, Run},
 };
+use crate::test::recorder;
 use jepsen::check::history::{self, Event, FaultPhase, History, Request};
 
 pub fn seconds(nanoseconds: u64) -> f64 {
@@ -116,12 +117,12 @@ pub fn spans(history: &History) -> Vec<Span> {
     spans.into_iter().map(|(_, span)| span).collect()
 }
 
-/// By fault, how long nothing succeeded, and how long after its end something did. `until_ns` is when the load ended.
+/// By fault, how long no write succeeded, and how long after its end one did. `until_ns` is when the load ended.
 pub fn fault_rows(history: &History, until_ns: u64) -> Vec<FaultRow> {
     let successes: Vec<u64> = history
         .entries()
         .iter()
-        .filter(|entry| matches!(entry.event, Event::Ok(_)) && entry.time_ns <= until_ns)
+        .filter(|entry| entry.time_ns <= until_ns && recorder::is_acknowledged_write(&entry.event))
         .map(|entry| entry.time_ns)
         .collect();
     let spans = spans(history);

@@ -4,6 +4,7 @@
 //! a mark is pointed at, and it follows the reader's choice of light or dark.
 
 pub mod anomaly;
+pub mod describe;
 pub mod figures;
 pub mod plots;
 mod svg;

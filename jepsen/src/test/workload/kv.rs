@@ -5,6 +5,7 @@ use jepsen::check::history::{
     Answer, Compare, CompareResult, CompareTarget, DeleteRange, History, KeyValue, Keys, Put, Range, Request, Txn,
     TxnOp,
 };
+use jepsen::check::{linearizability, store::Store};
 use rand::Rng as _;
 
 use super::{Body, Finding, Workload};
@@ -20,7 +21,8 @@ pub const KV: Workload = Workload {
     about: "ranges, transactions, deletes and leases together are linearizable",
     processes: 6,
     rate: 20.0,
-    shares: true,
+    // The model knows each revision, so nobody else may write.
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     finish,
@@ -170,6 +172,7 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![Request::Range(Range { keys: Keys::prefix(PREFIX), ..Range::default() })])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
-    Vec::new()
+fn check(history: &History) -> Vec<Finding> {
+    let judged = linearizability::check_store(history, &Store::default());
+    vec![Finding::of("the whole store is linearizable", judged, history)]
 }

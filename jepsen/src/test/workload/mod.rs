@@ -19,6 +19,7 @@
 mod append;
 mod auth;
 mod counter;
+mod finding;
 mod kubernetes;
 mod kv;
 mod lease;
@@ -34,24 +35,10 @@ mod watch;
 use anyhow::Result;
 use futures::future::BoxFuture;
 
-use super::{
-    client::{Choice, Client, Context},
-    report::{Check, Verdict, anomaly::Anomaly},
-};
+use super::client::{Choice, Client, Context};
 use jepsen::check::history::{History, Request};
 
-/// What a checker says of a run.
-pub struct Finding {
-    pub check: Check,
-    pub anomalies: Vec<Anomaly>,
-}
-
-impl Finding {
-    pub fn undecided(name: &str, detail: &str) -> Finding {
-        let check = Check { name: name.to_owned(), verdict: Verdict::Undecided, detail: detail.to_owned() };
-        Finding { check, anomalies: Vec::new() }
-    }
-}
+pub use finding::Finding;
 
 pub type Body = BoxFuture<'static, Result<()>>;
 

@@ -3,8 +3,13 @@
 //! Keys change every few seconds: the search for an order is exponential in what is under way or unknown at once, and
 //! a key that many faults have gone over would collect more and more unknown writes.
 
-use jepsen::check::history::{
-    Answer, Compare, CompareResult, CompareTarget, History, KeyValue, Keys, Put, Range, Request, Txn, TxnOp, TxnResult,
+use jepsen::check::{
+    history::{
+        Answer, Compare, CompareResult, CompareTarget, History, KeyValue, Keys, Put, Range, Request, Txn, TxnOp,
+        TxnResult,
+    },
+    linearizability,
+    store::Store,
 };
 use rand::Rng as _;
 
@@ -98,6 +103,7 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, names.map(|key| read(&key)).collect())
 }
 
-fn check(_history: &History) -> Vec<Finding> {
-    Vec::new()
+fn check(history: &History) -> Vec<Finding> {
+    let judged = linearizability::check_keys(history, &Store::default());
+    vec![Finding::of("each key is linearizable", judged, history)]
 }
