@@ -8,7 +8,6 @@
 //! All chance comes from the seed: the same calls on a disk of the same seed give the same bytes and the same faults.
 //! Nothing here reads a clock, except that a sync takes simulated time.
 
-mod api;
 mod contents;
 mod inode;
 mod mount;
@@ -28,16 +27,15 @@ use std::{
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-pub use self::{
-    api::{Disk, DiskFile},
-    inode::{Survival, Tally},
-    mount::Mount,
-    names::NameRule,
-};
 use self::{
     contents::PAGE_BYTES,
     inode::{Inode, SECTOR_BYTES},
     names::Names,
+};
+pub use self::{
+    inode::{Survival, Tally},
+    mount::Mount,
+    names::NameRule,
 };
 
 /// What took effect since the disk was made.

@@ -7,9 +7,10 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
+use raft::disk::{Disk, DiskFile};
 use rand::Rng as _;
 
-use super::{Disk, DiskFile, SimDisk, State, inode::Inode};
+use super::{SimDisk, State, inode::Inode};
 
 /// From one start of the host's process to its end.
 #[derive(Debug, Clone)]
@@ -139,7 +140,7 @@ impl Drop for Syncing<'_> {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         self.mount.with(|state| Ok(state.inode(self.inode).cached.len()))
     }
 

@@ -2,8 +2,9 @@ use std::{collections::BTreeSet, future::Future, io, path::Path, sync::Arc, time
 
 use futures::FutureExt as _;
 use proptest::prelude::*;
+use raft::disk::{Disk as _, DiskFile};
 
-use super::{Disk as _, DiskCounts, DiskFile, NameRule, SimDisk, Survival};
+use super::{DiskCounts, NameRule, SimDisk, Survival};
 
 const FILE: &str = "/data/log";
 
@@ -122,7 +123,7 @@ fn a_crash_kills_what_was_open() {
     let (disk, file) = disk_and_file(1);
     let mount = disk.mount();
     disk.crash();
-    assert!(file.len().is_err() && file.write_at(b"a", 0).is_err() && sync(&file).is_err());
+    assert!(file.size().is_err() && file.write_at(b"a", 0).is_err() && sync(&file).is_err());
     assert!(mount.list(Path::new("/data")).is_err());
     drop(file);
     assert!(contents(&disk).is_empty());
@@ -303,7 +304,7 @@ fn a_preallocated_file_is_free_until_it_is_written() {
 fn a_wiped_disk_is_empty() {
     let (disk, file) = disk_and_file(1);
     disk.wipe();
-    file.len().unwrap_err();
+    file.size().unwrap_err();
     assert!(disk.files().is_empty());
     assert_eq!(disk.mount().list(Path::new("/data")).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
