@@ -10,3 +10,4 @@ pub mod store;
 #[cfg(test)]
 mod tape;
 pub mod verdict;
+pub mod watch;

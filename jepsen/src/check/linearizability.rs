@@ -48,13 +48,23 @@ const SHOWN_OF_ORDER: usize = 12;
 
 /// One order for all requests to the store, which begins as `initial`.
 pub fn check_store(history: &History, initial: &Store) -> Result<Verdict> {
+    Ok(replay(history, initial)?.0)
+}
+
+/// The same, and the store after all requests in that order, which remembers each revision. If watchers fit in, it goes
+/// on to the last revision that they saw.
+pub fn replay(history: &History, initial: &Store) -> Result<(Verdict, Option<Store>)> {
     let operations = judged(history)?;
     let watched = Evidence::of_watches(history);
-    let verdict = check(&operations, &operations, initial, Scope::Store, &watched, CONFIGURATIONS_MAX);
-    if verdict.passes() || watched.is_empty() {
-        return Ok(verdict);
+    if let Some(last) = watched.last() {
+        let mut with_watches = operations.clone();
+        with_watches.push(Judged::reached(last, history.entries().len()));
+        let (verdict, store) = check(&with_watches, &with_watches, initial, Scope::Store, &watched, CONFIGURATIONS_MAX);
+        if verdict.passes() {
+            return Ok((verdict, store));
+        }
+        // Watches may be what is wrong: their checker says so. Without them the search is wider.
     }
-    // Watches may be what is wrong: their checker says so. Without them the search is wider.
     Ok(check(&operations, &operations, initial, Scope::Store, &Evidence::default(), CONFIGURATIONS_MAX))
 }
 
@@ -68,8 +78,8 @@ pub fn check_keys(history: &History, initial: &Store) -> Result<Verdict> {
     }
     let mut verdict = Verdict::default();
     for of_key in keys.values() {
-        verdict =
-            verdict.and(check(of_key, &operations, initial, Scope::Key, &Evidence::default(), CONFIGURATIONS_MAX));
+        let known = Evidence::default();
+        verdict = verdict.and(check(of_key, &operations, initial, Scope::Key, &known, CONFIGURATIONS_MAX).0);
     }
     Ok(verdict)
 }
@@ -116,7 +126,7 @@ fn check(
     scope: Scope,
     watched: &Evidence,
     configurations_max: usize,
-) -> Verdict {
+) -> (Verdict, Option<Store>) {
     let mut verdict = Verdict::default();
     let definite = operations.iter().filter(|operation| operation.response.is_some()).count();
     verdict.count("operations with an answer", definite);
@@ -125,14 +135,18 @@ fn check(
         Ok(evidence) => evidence,
         Err(anomaly) => {
             verdict.anomalies.push(anomaly);
-            return verdict;
+            return (verdict, None);
         }
     };
     let calls: Vec<Call> = operations.iter().map(Judged::call).collect();
     let claimed: BTreeSet<i64> = all.iter().filter_map(Judged::claims).collect();
     let mut model = StoreModel::new(initial.clone(), operations, scope, &evidence, &claimed);
     match search(&mut model, &calls, configurations_max) {
-        Found::Order(_) => {}
+        Found::Order(order) => {
+            // The search goes back to where it began.
+            model.redo(&order, &calls);
+            return (verdict, Some(model.into_store()));
+        }
         Found::Undecided => verdict
             .undecided
             .push(format!("no order of {} operations within {configurations_max} configurations", operations.len())),
@@ -142,7 +156,7 @@ fn check(
             verdict.found("not linearizable", entries.collect::<Vec<usize>>(), explanation);
         }
     }
-    verdict
+    (verdict, None)
 }
 
 /// The end of the longest order, and why none of the operations that run then can be next.

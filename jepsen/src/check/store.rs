@@ -11,7 +11,10 @@
 
 mod execute;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 pub use execute::{Executed, Undo};
 
@@ -30,6 +33,8 @@ pub struct Store {
     compacted: i64,
     /// In the order of revisions, which differ.
     versions: BTreeMap<Blob, Vec<Version>>,
+    /// The versions by revision.
+    log: BTreeSet<(i64, Blob)>,
     leases: BTreeMap<i64, Lease>,
     fingerprint: u128,
 }
@@ -56,6 +61,7 @@ impl Store {
             revision,
             compacted: 0,
             versions: kvs.into_iter().map(version).collect(),
+            log: BTreeSet::new(),
             leases: BTreeMap::new(),
             fingerprint: 0,
         }
@@ -85,9 +91,26 @@ impl Store {
         self.within(keys).filter_map(move |(_, versions)| at(versions, revision))
     }
 
-    /// All versions, by key.
-    pub fn versions(&self) -> impl Iterator<Item = (&Blob, &[Version])> {
-        self.versions.iter().map(|(key, versions)| (key, versions.as_slice()))
+    /// What was done to a key at a revision; `Some(None)`: it was deleted.
+    pub fn written_at(&self, key: &[u8], revision: i64) -> Option<Option<&KeyValue>> {
+        let versions = self.versions.get(key)?;
+        let place = versions.binary_search_by_key(&revision, |version| version.revision).ok()?;
+        Some(versions[place].kv.as_ref())
+    }
+
+    /// All that was done at these revisions, in their order, and in that of keys within one.
+    pub fn written(&self, revisions: RangeInclusive<i64>) -> impl Iterator<Item = (i64, &Blob, Option<&KeyValue>)> {
+        let keys = self.log.range((*revisions.start(), Blob::default())..);
+        let keys = keys.take_while(move |(revision, _)| revisions.contains(revision));
+        keys.map(|(revision, key)| (*revision, key, self.written_at(key, *revision).expect("the log names versions")))
+    }
+
+    /// Takes it from someone who was told that this was done, next of all.
+    pub fn witness(&mut self, revision: i64, key: Blob, kv: Option<KeyValue>) {
+        assert!(revision >= self.revision, "told in order");
+        self.revision = revision;
+        self.log.insert((revision, key.clone()));
+        self.versions.entry(key).or_default().push(Version { revision, kv });
     }
 
     fn within(&self, keys: &Keys) -> impl Iterator<Item = (&Blob, &Vec<Version>)> {

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     super::{
-        history::{Answer, Blob, Event, History, KeyValue, Put, Request, Response, Txn, TxnOp, TxnResult, WatchSeen},
+        history::{
+            Answer, Blob, CompareResult, CompareTarget, Event, History, KeyValue, Put, Request, Response, Txn, TxnOp,
+            TxnResult, WatchSeen,
+        },
         store::Store,
         verdict::Anomaly,
     },
@@ -24,12 +27,15 @@ enum Told {
     Put(KeyValue),
     /// Told with a later version.
     Created,
+    /// Told by a comparison that succeeded.
+    Written,
     Deleted,
 }
 
 impl Evidence {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The newest revision about which something is known.
+    pub fn last(&self) -> Option<i64> {
+        self.0.last_key_value().map(|(revision, _)| *revision)
     }
 
     /// What watchers were told. If they contradict each other, the first one counts here.
@@ -52,6 +58,9 @@ impl Evidence {
         let mut evidence = known.clone();
         for operation in operations {
             let Some(response) = &operation.response else { continue };
+            for (revision, key, written) in compared(&operation.request, response) {
+                evidence.0.entry(revision).or_default().entry(key).or_insert(written);
+            }
             for kv in told(&operation.request, response) {
                 evidence.take(kv).map_err(|before| Anomaly {
                     name: "not linearizable",
@@ -69,6 +78,7 @@ impl Evidence {
         match at.get(&kv.key) {
             Some(Told::Put(known)) if known == kv => {}
             Some(Told::Created) if kv.create_revision == kv.mod_revision => {}
+            Some(Told::Written) => {}
             Some(before) => return Err(before.clone()),
             None => {}
         }
@@ -77,6 +87,10 @@ impl Evidence {
         match at.entry(kv.key.clone()).or_insert(Told::Created) {
             Told::Put(created) if created.create_revision == kv.create_revision => Ok(()),
             Told::Created => Ok(()),
+            written @ Told::Written => {
+                *written = Told::Created;
+                Ok(())
+            }
             before => Err(before.clone()),
         }
     }
@@ -88,6 +102,7 @@ impl Evidence {
         at.iter().all(|(key, told)| match (told, store.at(key, revision)) {
             (Told::Put(told), Some(kv)) => told == kv,
             (Told::Created, Some(kv)) => kv.create_revision == revision,
+            (Told::Written, Some(kv)) => kv.mod_revision == revision,
             (Told::Deleted, None) => store.at(key, revision - 1).is_some(),
             _ => false,
         })
@@ -136,7 +151,7 @@ fn may_put(put: &Put, key: &Blob, told: &Told) -> bool {
     put.key == *key
         && match told {
             Told::Put(kv) => put.ignore_value || put.value == kv.value,
-            Told::Created => true,
+            Told::Created | Told::Written => true,
             Told::Deleted => false,
         }
 }
@@ -148,6 +163,20 @@ fn txn_may_write(txn: &Txn, key: &Blob, told: &Told) -> bool {
         TxnOp::Range(_) => false,
         TxnOp::Txn(txn) => txn_may_write(txn, key, told),
     })
+}
+
+/// What a transaction whose comparisons held tells about revisions that it named.
+fn compared(request: &Request, response: &Response) -> Vec<(i64, Blob, Told)> {
+    let (Request::Txn(txn), Answer::Txn { succeeded: true, .. }) = (request, &response.answer) else {
+        return Vec::new();
+    };
+    let equal = txn.compares.iter().filter(|compare| compare.result == CompareResult::Equal && compare.keys.is_one());
+    let named = equal.filter_map(|compare| match compare.target {
+        CompareTarget::ModRevision(revision) => Some((revision, compare.keys.key.clone(), Told::Written)),
+        CompareTarget::CreateRevision(revision) => Some((revision, compare.keys.key.clone(), Told::Created)),
+        _ => None,
+    });
+    named.filter(|(revision, _, _)| *revision > 0).collect()
 }
 
 /// All key-values of an answer that are whole.

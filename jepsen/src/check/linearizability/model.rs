@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::{
     super::{
-        history::{Answer, Operation, Outcome, Request, Response, TxnResult},
+        history::{Answer, CompareTarget, Header, Operation, Outcome, Range, Request, Response, TxnResult},
         store::{Store, Undo},
     },
     Evidence, Scope,
@@ -62,6 +62,19 @@ impl Judged {
             other => bail!("the model of the store does not know {other:?}"),
         }
         Ok(vec![judged])
+    }
+
+    /// A read of nothing, which takes the store to a revision that it is known to have had in a history of so many
+    /// entries.
+    pub fn reached(revision: i64, entries: usize) -> Judged {
+        let answer = Answer::Range { kvs: Vec::new(), count: 0, more: false };
+        Judged {
+            process: u64::MAX,
+            invoked: 0,
+            ended: Some(entries),
+            request: Request::Range(Range::default()),
+            response: Some(Response { header: Header { revision, ..Header::default() }, answer }),
+        }
     }
 
     /// Writes come before reads of the same revision.
@@ -122,6 +135,8 @@ pub struct StoreModel<'a> {
     /// Revisions that someone was told as his own.
     claimed: &'a BTreeSet<i64>,
     reserved: BTreeMap<usize, i64>,
+    /// Revisions that comparisons name.
+    named: BTreeSet<i64>,
 }
 
 impl<'a> StoreModel<'a> {
@@ -138,7 +153,13 @@ impl<'a> StoreModel<'a> {
             }
         }
         let reserved = evidence.reservations(operations, claimed);
-        StoreModel { store, operations, scope, evidence, claimed, reserved }
+        let mut named = BTreeSet::new();
+        operations.iter().for_each(|operation| name(&operation.request, &mut named));
+        StoreModel { store, operations, scope, evidence, claimed, reserved, named }
+    }
+
+    pub fn into_store(self) -> Store {
+        self.store
     }
 
     /// Does the operations of an order that the search has found.
@@ -216,8 +237,23 @@ impl<'a> StoreModel<'a> {
         if reserved.is_some() {
             return None;
         }
-        let free = (before + 1..).find(|revision| !self.claimed.contains(revision) && !self.evidence.has(*revision))?;
-        if in_turn(free, horizon) { self.unknown(operation, free) } else { None }
+        // One that no comparison names is better: by a revision that nobody was told none can have succeeded.
+        let mut free =
+            (before + 1..).filter(|revision| !self.claimed.contains(revision) && !self.evidence.has(*revision));
+        let first = free.next().filter(|free| in_turn(*free, horizon))?;
+        let unnamed = if self.named.contains(&first) { free.find(|free| !self.named.contains(free)) } else { None };
+        let next = unnamed.filter(|free| in_turn(*free, horizon)).unwrap_or(first);
+        self.unknown(operation, next)
+    }
+}
+
+/// Adds the revisions that a request's comparisons name.
+fn name(request: &Request, named: &mut BTreeSet<i64>) {
+    let Request::Txn(txn) = request else { return };
+    for compare in &txn.compares {
+        if let CompareTarget::ModRevision(revision) | CompareTarget::CreateRevision(revision) = compare.target {
+            named.insert(revision);
+        }
     }
 }
 

@@ -44,7 +44,8 @@ pub enum Found {
     Undecided,
 }
 
-/// Looks for an order in at most so many configurations, each of which takes some 32 bytes.
+/// Looks for an order in at most so many configurations, each of which takes some 32 bytes. The model is afterwards as
+/// it was before.
 pub fn search<M: Model>(model: &mut M, calls: &[Call], configurations_max: usize) -> Found {
     let mut search = Search::new(calls);
     let mut seen: HashSet<u128> = HashSet::new();
@@ -53,7 +54,9 @@ pub fn search<M: Model>(model: &mut M, calls: &[Call], configurations_max: usize
     let mut next = search.first();
     loop {
         if search.definite_left == 0 {
-            return Found::Order(steps.iter().map(|step| step.operation).collect());
+            let order = steps.iter().map(|step| step.operation).collect();
+            go_back(model, steps);
+            return Found::Order(order);
         }
         let Some(candidate) = next else {
             longest.consider(&search, &steps);
@@ -75,9 +78,7 @@ pub fn search<M: Model>(model: &mut M, calls: &[Call], configurations_max: usize
         };
         if seen.len() == configurations_max {
             model.undo(undo);
-            while let Some(step) = steps.pop() {
-                model.undo(step.undo);
-            }
+            go_back(model, steps);
             return Found::Undecided;
         }
         search.take_out(operation, candidate);
@@ -89,6 +90,12 @@ pub fn search<M: Model>(model: &mut M, calls: &[Call], configurations_max: usize
             search.put_back(operation, candidate);
             next = search.after(candidate);
         }
+    }
+}
+
+fn go_back<M: Model>(model: &mut M, mut steps: Vec<Step<M::Undo>>) {
+    while let Some(step) = steps.pop() {
+        model.undo(step.undo);
     }
 }
 

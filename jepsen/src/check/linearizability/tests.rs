@@ -244,6 +244,17 @@ fn watches_say_where_unknown_writes_were_done_but_are_not_judged_here() {
 }
 
 #[test]
+fn the_replay_goes_on_to_what_only_watchers_saw() {
+    let event = WatchEvent { kv: kv("a", "1", (3, 3, 1)), delete: false, prev_kv: None };
+    let mut tape = Tape::default();
+    tape.put(3, "c", "1", 2).ask(1, put("a", "1")).lost(1);
+    assert_eq!(replay(&tape.history, &Store::default()).unwrap().1.unwrap().revision(), 2);
+    tape.seen(1, WatchSeen::Events { revision: 3, fragment: false, events: vec![event] });
+    let store = replay(&tape.history, &Store::default()).unwrap().1.unwrap();
+    assert_eq!((store.revision(), store.at(b"a", 2), store.at(b"a", 3).unwrap().version), (3, None, 1));
+}
+
+#[test]
 fn local_reads_have_no_place_and_workload_steps_are_refused() {
     let mut tape = Tape::default();
     let local = Request::Range(Range { keys: Keys::one("a"), serializable: true, ..Range::default() });
@@ -265,7 +276,7 @@ fn what_takes_too_much_memory_is_undecided() {
     }
     tape.put(20, "a", "1", 9).get(20, "a", 9, vec![]);
     let operations = judged(&tape.history).unwrap();
-    let verdict = check(&operations, &operations, &Store::default(), Scope::Store, &Evidence::default(), 10_000);
+    let verdict = check(&operations, &operations, &Store::default(), Scope::Store, &Evidence::default(), 10_000).0;
     assert!(verdict.anomalies.is_empty() && verdict.undecided.len() == 1 && !verdict.passes());
 }
 

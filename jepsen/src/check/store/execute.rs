@@ -89,7 +89,8 @@ impl Store {
     fn forget(&mut self, written: &[Blob]) {
         for key in written {
             let versions = self.versions.get_mut(key).expect("a written key has versions");
-            versions.pop();
+            let version = versions.pop().expect("a written key has versions");
+            self.log.remove(&(version.revision, key.clone()));
             if versions.is_empty() {
                 self.versions.remove(key);
             }
@@ -159,6 +160,7 @@ impl Store {
         let told = kv.as_ref().map(|kv| (&kv.value, kv.create_revision, kv.version, kv.lease));
         self.fingerprint ^= fingerprint(&(&key, revision, told));
         undo.written.push(key.clone());
+        self.log.insert((revision, key.clone()));
         self.versions.entry(key).or_default().push(Version { revision, kv });
     }
 

@@ -122,7 +122,7 @@ fn any_order(store: &mut Store, judged: &[Judged], done: &mut Vec<bool>) -> bool
 }
 
 fn found(judged: &[Judged], scope: Scope) -> bool {
-    let verdict = check(judged, judged, &Store::default(), scope, &Evidence::default(), 1_000_000);
+    let verdict = check(judged, judged, &Store::default(), scope, &Evidence::default(), 1_000_000).0;
     assert!(verdict.undecided.is_empty());
     verdict.anomalies.is_empty()
 }
@@ -147,7 +147,7 @@ proptest! {
             for key in ["a", "b"] {
                 let of_key: Vec<Judged> =
                     judged.iter().filter(|op| single_key(&op.request).is_some_and(|of| &**of == key.as_bytes())).cloned().collect();
-                let verdict = check(&of_key, &judged, &Store::default(), Scope::Key, &Evidence::default(), 1_000_000);
+                let verdict = check(&of_key, &judged, &Store::default(), Scope::Key, &Evidence::default(), 1_000_000).0;
                 prop_assert!(verdict.anomalies.is_empty(), "{}", verdict);
             }
         }
