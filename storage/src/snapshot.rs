@@ -80,6 +80,8 @@ pub(crate) fn current(dir: &Path) -> Result<PathBuf, StorageError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && folders.iter().all(|folder| is_empty(folder)) => {
             let first = dir.join("1");
             fs::create_dir_all(&first).map_err(|e| StorageError::io(&first, e))?;
+            // The folder before the name of it.
+            sync_dir(dir)?;
             point_to(dir, 1)?;
             1
         }

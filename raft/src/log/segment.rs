@@ -121,14 +121,15 @@ impl Folder {
         Ok(Segment { number, path, file, size, last_index: None })
     }
 
-    /// Takes a purged segment away: kept for [`Folder::create`], or removed.
+    /// Takes a purged segment away: kept for [`Folder::create`], or removed. Its name is gone when this returns: segments
+    /// go in their order, so that a crash leaves no gap, and none is written over while it may still have its old name.
     pub(super) fn recycle(&self, segment: &Segment) -> Result<(), LogError> {
         let is_kept = segment.size == self.segment_bytes && self.recycled()?.len() < RECYCLED_MAX;
         let result = match is_kept {
             true => self.disk.rename(&segment.path, &self.path.join(format!("recycled-{}", segment.number))),
             false => self.disk.remove(&segment.path),
         };
-        result.map_err(|e| LogError::io(&segment.path, e))
+        result.and_then(|()| self.disk.sync_dir(&self.path)).map_err(|e| LogError::io(&segment.path, e))
     }
 
     fn recycled(&self) -> Result<Vec<PathBuf>, LogError> {
