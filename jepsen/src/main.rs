@@ -7,6 +7,7 @@ mod etcdctl;
 mod failover;
 mod flood;
 mod history;
+mod images;
 mod kill;
 mod load;
 mod process;
@@ -45,6 +46,8 @@ enum Command {
     Flood(flood::Arguments),
     /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
     Etcdctl(etcdctl::Arguments),
+    /// Opens every directory that a crash may leave of a short run, and checks what was recovered
+    Images(images::Arguments),
     /// Runs clients of five languages against a cluster with TLS while its leader is killed
     Clients(clients::Arguments),
 }
@@ -69,6 +72,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
+        Command::Images(arguments) => images::run(arguments).await,
         Command::Clients(arguments) => clients::run(arguments).await,
     }
 }
