@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::ChangeMembers;
 use proto::{EtcdError, MemberId};
+use storage::planted;
 
 use crate::{
     roster::{Roster, is_voting},
@@ -105,7 +106,11 @@ impl View {
         self.check_new(id, peer_urls)?;
         let mut peers = self.peers();
         peers.insert(id.0, Peer { name: String::new(), urls: peer_urls.to_vec(), joins_as_voter });
-        Ok(self.append(self.voters(), peers))
+        let mut voters = self.voters();
+        if joins_as_voter && planted!(MembershipAppliedEarly) {
+            voters.insert(id.0);
+        }
+        Ok(self.append(voters, peers))
     }
 
     fn check_new(&self, id: MemberId, peer_urls: &[String]) -> Result<(), EtcdError> {

@@ -103,7 +103,8 @@ impl Node {
         );
         let members: BTreeMap<u64, Peer> = config.initial_members.iter().map(peer_of).collect();
         let others = members.clone().into_iter().filter(|(id, _)| *id != config.member.0);
-        if is_fresh && peers.ask_about(config.member.0, others).await.is_bootstrapped {
+        let is_wiped = is_fresh && peers.ask_about(config.member.0, others).await.is_bootstrapped;
+        if is_wiped && !planted!(WipedMemberVotes) {
             return Err(StartError::Config(format!(
                 "member {:x} has already been bootstrapped, but its data directory is empty: it would vote without \
                  knowing what it had promised; remove the member from the cluster and add a new one",
@@ -183,9 +184,12 @@ impl Node {
             match fate.map_err(|_| self.too_late())? {
                 Err(Overloaded) => return Err(RaftError::Overloaded),
                 Ok(Fate::Applied { index, outcome }) => {
-                    self.wait_applied(index, deadline).await?;
+                    if !planted!(AnswerBeforeApply) {
+                        self.wait_applied(index, deadline).await?;
+                    }
                     return Ok(outcome);
                 }
+                Ok(Fate::Unknown) if planted!(ProposalRepeated) => self.wait_for_leader(&mut status, deadline).await?,
                 Ok(Fate::Unknown) => return Err(self.fatal().unwrap_or(RaftError::LeaderChanged)),
                 Ok(Fate::NotProposed) => self.wait_for_leader(&mut status, deadline).await?,
             }
@@ -493,7 +497,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
         enable_pre_vote: Some(true),
         // A leader that comes back has lost what it had not synced, which followers may have: it must not write other
         // entries in the same term.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(planted!(LeaderRestored)),
         max_payload_entries: MESSAGE_ENTRIES,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_count),
         max_in_snapshot_log_to_keep: config.catch_up_entries,

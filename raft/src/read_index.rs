@@ -3,17 +3,21 @@
 //! One question to the leader serves every read that was waiting when it was asked; those that come meanwhile wait for
 //! the next one.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use openraft::ReadPolicy;
+use openraft::{ReadPolicy, async_runtime::WatchReceiver as _};
+use parking_lot::Mutex;
 use proto::peer;
-use storage::host;
+use storage::{host, planted};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     network::client::Peers,
     status::Leadership,
-    types::{Raft, position},
+    types::{Raft, position, position_of},
 };
 
 const WAITING_MAX: usize = 20_000;
@@ -84,6 +88,32 @@ async fn ask(raft: &Raft, peers: &Peers, leadership: &Leadership) -> Answer {
 }
 
 async fn confirm(raft: &Raft) -> Answer {
+    if planted!(StaleReadAfterPause) || planted!(LeaseReadTooLong) {
+        return confirm_wrongly(raft).await;
+    }
+    confirm_by_majority(raft).await
+}
+
+async fn confirm_by_majority(raft: &Raft) -> Answer {
     let linearizer = raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
     linearizer.map(|linearizer| position(linearizer.read_log_id().index())).map_err(|e| NotConfirmed(e.to_string()))
+}
+
+/// For planted bugs: what this member takes for committed counts, without asking anybody, or as long as it has not been
+/// long since somebody was asked.
+async fn confirm_wrongly(raft: &Raft) -> Answer {
+    static CONFIRMED: Mutex<BTreeMap<u64, Instant>> = Mutex::new(BTreeMap::new());
+    let (member, is_leader, committed) = {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.id, metrics.state.is_leader(), position_of(metrics.local_committed.as_ref()))
+    };
+    let is_fresh = |at: &Instant| host::now().duration_since(*at) < Duration::from_secs(5);
+    let is_leased = planted!(StaleReadAfterPause) || CONFIRMED.lock().get(&member).is_some_and(is_fresh);
+    if is_leader && is_leased {
+        return Ok(committed);
+    }
+    let index = confirm_by_majority(raft).await?;
+    CONFIRMED.lock().insert(member, host::now());
+    Ok(index)
 }

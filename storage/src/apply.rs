@@ -150,8 +150,9 @@ impl Batch<'_> {
     /// Writes what was gathered, shows it to readers, tells the observer.
     fn write(&mut self, applied: &Applied) -> Result<(), StorageError> {
         let mut position = [0; 16];
-        position[..8].copy_from_slice(&applied.index.to_be_bytes());
-        position[8..].copy_from_slice(&applied.term.to_be_bytes());
+        let written = if planted!(AppliedIndexApart) { self.inner.applied.read().clone() } else { applied.clone() };
+        position[..8].copy_from_slice(&written.index.to_be_bytes());
+        position[8..].copy_from_slice(&written.term.to_be_bytes());
         self.put_meta(meta::APPLIED, &position);
         self.put_meta(meta::REVISION, &self.state.revision.to_be_bytes());
         let began = Instant::now();
@@ -164,7 +165,10 @@ impl Batch<'_> {
         for (revision, before) in self.compactions.drain(..) {
             self.inner.compactor.compact(revision, before);
         }
-        let change = std::mem::take(&mut self.change);
+        let mut change = std::mem::take(&mut self.change);
+        if planted!(EventsReordered) {
+            change.events.sort_by_key(|event| (event.revision.main, -event.revision.sub));
+        }
         let (revision, compacted) = (self.state.revision, self.state.compacted);
         self.inner.options.observer.applied(Change { revision, compacted, ..change });
         Ok(())
@@ -183,7 +187,7 @@ impl Batch<'_> {
         if let Some(refusal) = alarm::refusal(&self.inner.alarms.read(), &op) {
             return Ok(Answer::Failure(refusal.into()));
         }
-        if self.state.auth.is_enabled() {
+        if self.state.auth.is_enabled() && !planted!(RightsCheckedEarly) {
             let checked = auth::check_command(&self.state.auth, &self.inner.leases.read(), by, &op);
             if let Err(refusal) = checked {
                 return Ok(Answer::Failure(refusal.into()));
@@ -325,6 +329,10 @@ impl Batch<'_> {
         self.inner.counters.add_deletes(keys.len() as u64);
         let mut write = Write::begin(self);
         for key in keys {
+            if planted!(LeaseRevokeNotAtomic) {
+                write.end();
+                write = Write::begin(self);
+            }
             write.delete(&key)?;
         }
         write.end();
@@ -512,7 +520,9 @@ impl<'w, 'b> Write<'w, 'b> {
         let lease_before = entry_before.map_or(0, |before| before.lease);
         if lease_before != entry.lease {
             let mut leases = inner.leases.write();
-            leases.detach(&key, lease_before);
+            if !planted!(OldLeaseKeepsKey) {
+                leases.detach(&key, lease_before);
+            }
             leases.attach(key.clone(), entry.lease);
         }
         state.index.insert(key, entry);

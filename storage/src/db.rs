@@ -116,6 +116,22 @@ impl Db {
         self.raw.flush_cfs_opt(&families, &options).map_err(|e| self.error(e))
     }
 
+    /// For a planted bug: removes all that a small column family holds.
+    pub fn clear(&self, family: &'static str) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        self.all(family)?.iter().for_each(|(key, _)| batch.delete_cf(self.cf(family), key));
+        self.write(batch)
+    }
+
+    /// For a planted bug: what [`Db::flush`] does, with time to crash in between, as larger stores take it.
+    pub fn flush_apart(&self) -> Result<(), StorageError> {
+        for name in COLUMN_FAMILIES {
+            self.raw.flush_cf(self.cf(name)).map_err(|e| self.error(e))?;
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// A cursor over a column family as it is now.
     pub fn cursor(&self, family: &'static str) -> Cursor<'_> {
         self.cursor_at(family, None)

@@ -16,8 +16,9 @@ use std::{
 };
 
 use crate::{
-    db::Db,
+    db::{Db, LEASE},
     error::StorageError,
+    planted,
     stats::Going,
     store::{Applied, Loaded, Meta, Store},
 };
@@ -45,7 +46,11 @@ impl Store {
         let new = inner.dir.join(generation.to_string());
         fs::rename(dir, &new).map_err(|e| StorageError::io(dir, e))?;
         sync_dir(&inner.dir)?;
-        let loaded = Loaded::from(Arc::new(Db::open(&new, inner.options.cache_bytes)?))?;
+        let db = Arc::new(Db::open(&new, inner.options.cache_bytes)?);
+        if planted!(SnapshotMissesFamily) {
+            db.clear(LEASE)?;
+        }
+        let loaded = Loaded::from(db)?;
         point_to(&inner.dir, generation)?;
 
         *state = loaded.state;

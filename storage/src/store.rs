@@ -26,6 +26,7 @@ use crate::{
     event::Observer,
     index::{Entry, Index, Key},
     lease::{self, LeaseInfo, Leases},
+    planted,
     range::{Failed, Snapshot},
     record::Kind,
     snapshot,
@@ -276,6 +277,9 @@ impl Store {
     /// Rewrites all files. Nothing needs it; etcd has it, so it is there.
     pub fn defragment(&self) -> Result<(), StorageError> {
         let view = self.inner.view();
+        if planted!(DefragmentTearsFamilies) {
+            view.db.flush_apart()?;
+        }
         view.db.flush()?;
         view.db.compact();
         Ok(())
@@ -406,6 +410,11 @@ impl Loaded {
             alarms.insert((alarm.member_id, alarm.alarm));
         }
         let index = load_index(&db, revision)?;
+        let living = || index.range(&KeyRange::all()).map(|(_, entry)| entry.mod_revision.main).max();
+        let revision = match compacted > 0 && planted!(RevisionFromLivingKeys) {
+            true => living().unwrap_or(compacted),
+            false => revision,
+        };
         for (key, entry) in index.range(&KeyRange::all()) {
             leases.attach(key.clone(), entry.lease);
         }

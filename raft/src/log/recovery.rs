@@ -67,6 +67,7 @@ impl State {
             Record::Installed(id) => self.installed = self.installed.max(Some(*id)),
             Record::Truncate(after) => {
                 let keep = after.map_or(0, |id| (id.index + 1).saturating_sub(self.first()));
+                let keep = keep + u64::from(planted!(LogTruncationOffByOne));
                 self.positions.truncate(keep.saturating_sub(self.gone) as usize);
                 self.gone = self.gone.min(keep);
             }

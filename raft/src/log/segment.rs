@@ -13,6 +13,8 @@ use std::{
     sync::Arc,
 };
 
+use storage::planted;
+
 use super::{LogError, record};
 use crate::disk::{Disk, DiskFile};
 
@@ -93,7 +95,7 @@ impl Folder {
             file.write_at(number.to_string().as_bytes(), 0)?;
             file.sync_all()?;
             self.disk.rename(&new, &path)?;
-            self.disk.sync_dir(&self.path)
+            self.sync_names()
         };
         write().map_err(|e| LogError::io(&path, e))
     }
@@ -113,7 +115,7 @@ impl Folder {
             file.write_at(&record::header(number, size), 0)?;
             file.sync_all()?;
             self.disk.rename(&new, &path)?;
-            self.disk.sync_dir(&self.path)?;
+            self.sync_names()?;
             Ok((file, size))
         };
         let (file, size) = create().map_err(|e| LogError::io(&path, e))?;
@@ -130,6 +132,10 @@ impl Folder {
             false => self.disk.remove(&segment.path),
         };
         result.and_then(|()| self.disk.sync_dir(&self.path)).map_err(|e| LogError::io(&segment.path, e))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        if planted!(SegmentNameNotSynced) { Ok(()) } else { self.disk.sync_dir(&self.path) }
     }
 
     fn recycled(&self) -> Result<Vec<PathBuf>, LogError> {

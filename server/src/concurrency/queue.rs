@@ -11,6 +11,7 @@ use proto::{
     },
     mvccpb::event::EventType,
 };
+use storage::planted;
 use tonic::Status;
 
 use super::caller::{Caller, in_etcds_code};
@@ -86,6 +87,9 @@ pub fn delete(key: &[u8]) -> DeleteRangeRequest {
 /// Returns when no key below `prefix` is left that was created at `create_revision_max` or before. Only the last of
 /// them is waited for at a time, so that the end of one wakes one. (etcd: `concurrency/key.go`.)
 pub async fn wait_for_turn(caller: &Caller, prefix: &[u8], create_revision_max: i64) -> Result<(), Status> {
+    if planted!(LockGivenAtOnce) {
+        return Ok(());
+    }
     let last_before = RangeRequest {
         sort_order: SortOrder::Descend as i32,
         max_create_revision: create_revision_max,

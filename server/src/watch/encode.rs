@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use prost::{Message, encoding::encoded_len_varint};
 use proto::{etcdserverpb::ResponseHeader, raw::WatchResponse};
-use storage::StorageError;
+use storage::{StorageError, planted};
 
 use super::{
     History, Member,
@@ -38,6 +38,11 @@ pub fn encode(
         Item::Events(delivery) => {
             let (fragment, header) = (delivery.watcher.watch.fragment, member.header(delivery.revision));
             let response = events(&delivery, header, history)?;
+            if response.events.len() > 1 && planted!(RevisionSplit) {
+                let split = |event: &bytes::Bytes| WatchResponse { events: vec![event.clone()], ..response.clone() };
+                out.extend(response.events.iter().map(split));
+                return Ok(());
+            }
             if fragment {
                 out.extend(fragments(response, member.response_bytes_max()));
                 return Ok(());

@@ -232,6 +232,7 @@ impl Shared {
         let next = match from_now_on {
             true if planted!(FutureWatchIgnored) => revision + 1,
             true => start.max(revision + 1),
+            false if planted!(ResumeSkipsRevision) => start + 1,
             false => start,
         };
         let watcher = Watcher::new(self.serial.fetch_add(1, SeqCst), watch, watches.outbox.clone(), next);
@@ -431,6 +432,9 @@ impl Shared {
                 let (next, watchers) = (synced.position + 1, synced.ranges.drain());
                 for watcher in watchers.into_iter().flat_map(BTreeMap::into_values) {
                     watcher.advance(next);
+                    if planted!(WatchGoesBack) {
+                        watcher.go_back(self.compacted() + 1);
+                    }
                     watcher.set_synced(false);
                     watcher.outbox.clone().lag(watcher);
                 }
@@ -460,7 +464,8 @@ impl Synced {
             let matched = Matched::new(events);
             for watcher in self.ranges.get(slot).values() {
                 let delivery = matched.delivery(watcher, watcher.next(), None);
-                if delivery.is_some_and(|delivery| !watcher.outbox.offer(delivery)) {
+                let is_full = delivery.is_some_and(|delivery| !watcher.outbox.offer(delivery));
+                if is_full && !planted!(EventsLostWhenStarved) {
                     watcher.advance(from);
                     full.push(watcher.clone());
                 }
@@ -481,11 +486,13 @@ impl Synced {
     /// delivered yet.
     fn tell_progress(&self, watches: &Watches, target: i64) -> bool {
         let state = watches.state.lock();
-        if self.position < target || !state.by_id.values().all(|watcher| watcher.is_synced()) {
+        let is_behind = self.position < target || !state.by_id.values().all(|watcher| watcher.is_synced());
+        if is_behind && !planted!(ProgressAhead) {
             return false;
         }
         if !state.by_id.is_empty() {
-            watches.outbox.answer(Item::Progress { id: NO_WATCH_ID, revision: self.position });
+            let revision = if is_behind { target } else { self.position };
+            watches.outbox.answer(Item::Progress { id: NO_WATCH_ID, revision });
         }
         true
     }

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 use proto::mvccpb;
-use storage::{Change, Event, StorageError};
+use storage::{Change, Event, StorageError, planted};
 
 use super::History;
 
@@ -47,7 +47,11 @@ impl SharedEvent {
 
     /// The same with the version it superseded, as long as that is not compacted.
     pub fn encoded_with_previous(&self, history: &dyn History) -> Result<Bytes, StorageError> {
-        if self.event.prev.is_none() || self.event.revision.main <= history.compacted() {
+        let is_compacted = self.event.revision.main <= history.compacted();
+        if is_compacted && planted!(WrongPrevKv) {
+            return Ok(encode(&self.event, Some(self.event.kv.clone())));
+        }
+        if self.event.prev.is_none() || is_compacted {
             return Ok(self.encoded());
         }
         if let Some(encoded) = self.with_previous.get() {

@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use proto::{KeyRange, mvccpb::event::EventType};
+use storage::planted;
 
 use super::{outbox::Outbox, recent::SharedEvent};
 
@@ -22,7 +23,7 @@ pub struct Filter {
 impl Filter {
     pub fn passes(self, event: &SharedEvent) -> bool {
         match event.event.kind {
-            EventType::Put => !self.no_put,
+            EventType::Put => !self.no_put || planted!(FilterIgnored),
             EventType::Delete => !self.no_delete,
         }
     }
@@ -77,6 +78,11 @@ impl Watcher {
     /// Everything before `revision` has been seen.
     pub fn advance(&self, revision: i64) {
         self.next.fetch_max(revision, SeqCst);
+    }
+
+    /// For a planted bug.
+    pub fn go_back(&self, revision: i64) {
+        self.next.store(revision, SeqCst);
     }
 
     pub fn is_synced(&self) -> bool {
