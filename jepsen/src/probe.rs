@@ -69,6 +69,8 @@ pub enum Probe {
     Rights,
     /// What was acknowledged survives a kill, also where the store has written its files meanwhile
     LargeCrash,
+    /// What the log has let go is in the store after a kill
+    PurgedLog,
     /// A kill during a defragmentation loses nothing
     DefragmentCrash,
     /// A member without its data is not let in as itself
@@ -100,6 +102,7 @@ impl Probe {
             Probe::NestedCompare => store::nested_compare(setup).await,
             Probe::Rights => store::rights(setup).await,
             Probe::LargeCrash => disk::large_crash(setup).await,
+            Probe::PurgedLog => disk::purged_log(setup).await,
             Probe::DefragmentCrash => disk::defragment_crash(setup).await,
             Probe::WipedMember => members::wiped(setup).await,
             Probe::AddedMember => members::added(setup).await,

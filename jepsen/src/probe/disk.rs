@@ -8,7 +8,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use proto::etcdserverpb::{DefragmentRequest, maintenance_client::MaintenanceClient};
+use proto::etcdserverpb::{
+    Compare, DefragmentRequest, TxnRequest,
+    compare::{CompareResult, CompareTarget, TargetUnion},
+    maintenance_client::MaintenanceClient,
+};
 use rand::RngCore as _;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -16,7 +20,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Setup, client::Client};
+use super::{
+    Setup,
+    client::{Client, put_op},
+};
 use crate::process::Node;
 
 /// So much that a column family's memory is full twice over, and the log has been purged.
@@ -65,6 +72,33 @@ pub async fn large_crash(setup: &Setup<'_>) -> Result<()> {
     ensure!(node.terminate(EXIT_LIMIT).await?.success(), "a clean stop gave an error");
     node.start().await?;
     kill_and_compare(&mut node, revision, hash).await
+}
+
+/// What makes the log long and leaves the store as it is: the log is purged when the store has been flushed, and not
+/// because it had to write its files.
+pub async fn purged_log(setup: &Setup<'_>) -> Result<()> {
+    let mut node = setup.single(&["--snapshot-count=500", "--snapshot-catchup-entries=10"]).await?;
+    let client = Client::of(&node);
+    put_many(&client, SMALL_PUTS, 100).await?;
+    let refused = stream::iter(0..LARGE_PUTS).map(|_| client.txn(refused_txn(LARGE_BYTES)));
+    refused.buffer_unordered(WRITERS).try_for_each(|_| async { Ok(()) }).await?;
+    let revision = client.revision().await?;
+    let hash = client.hash(revision).await?;
+    kill_and_compare(&mut node, revision, hash).await
+}
+
+/// A write that is not done, since a key that is not there has no such value.
+fn refused_txn(bytes: usize) -> TxnRequest {
+    let mut value = vec![0; bytes];
+    rand::rng().fill_bytes(&mut value);
+    let compare = Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Value.into(),
+        key: "absent".into(),
+        target_union: Some(TargetUnion::Value(value.into())),
+        ..Compare::default()
+    };
+    TxnRequest { compare: vec![compare], success: vec![put_op("absent", "1".into())], failure: vec![] }
 }
 
 pub async fn defragment_crash(setup: &Setup<'_>) -> Result<()> {

@@ -19,7 +19,7 @@ use super::{
 use crate::failover;
 
 /// What the store flushes after, so that the log is purged, and more.
-const LAG_PUTS: usize = 1600;
+const LAG_PUTS: usize = 3000;
 const LAG_BYTES: usize = 64 << 10;
 const WRITERS: usize = 16;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);

@@ -53,9 +53,13 @@ async fn with_history(setup: &Setup<'_>) -> Result<(Node, i64)> {
     let client = Client::of(&node);
     put_txns(&client).await?;
     let revision = client.revision().await?;
-    ensure!(node.terminate(STOP_LIMIT).await?.success(), "a clean stop gave an error");
-    node.start().await?;
+    restart(&mut node).await?;
     Ok((node, revision))
+}
+
+async fn restart(node: &mut Node) -> Result<()> {
+    ensure!(node.terminate(STOP_LIMIT).await?.success(), "a clean stop gave an error");
+    node.start().await
 }
 
 async fn put_txns(client: &Client) -> Result<()> {
@@ -126,12 +130,14 @@ pub async fn filtered(setup: &Setup<'_>) -> Result<()> {
 }
 
 pub async fn compacted(setup: &Setup<'_>) -> Result<()> {
-    let node = setup.single(&[]).await?;
+    let mut node = setup.single(&[]).await?;
     let client = Client::of(&node);
-    let first = async |revision| -> Result<Event> {
+    // Read from the store, since what is in memory is gone.
+    let mut first = async |revision| -> Result<Event> {
         client.compact(revision).await?;
+        restart(&mut node).await?;
         let create = WatchCreateRequest { prev_kv: true, ..watch_all(revision) };
-        let mut watch = client.watch(create).await?;
+        let mut watch = Client::of(&node).watch(create).await?;
         let event = watch.events().await?.remove(0);
         ensure!(revision_of(&event) == revision, "the event of revision {revision} is not there: {event:?}");
         ensure!(
