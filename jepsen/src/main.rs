@@ -10,6 +10,7 @@ mod history;
 mod images;
 mod kill;
 mod load;
+mod planted;
 mod probe;
 mod process;
 mod reconfigure;
@@ -45,6 +46,8 @@ enum Command {
     Damage(damage::Arguments),
     /// Floods a member in many ways and watches its memory and what a well-behaved client gets
     Flood(flood::Arguments),
+    /// Runs what has to find each planted bug, with the bug and without
+    Planted(planted::Arguments),
     /// Makes situations that load seldom produces, and looks at what comes of each
     Probe(probe::Arguments),
     /// Runs one script of etcdctl commands against etcd and Pintle and compares what is printed
@@ -74,6 +77,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
+        Command::Planted(arguments) => planted::run(arguments).await,
         Command::Probe(arguments) => probe::run(arguments).await,
         Command::Etcdctl(arguments) => etcdctl::run(arguments).await,
         Command::Images(arguments) => images::run(arguments).await,

@@ -9,6 +9,7 @@ mod leases;
 mod members;
 mod reads;
 mod store;
+mod sync_order;
 mod watches;
 
 use std::{
@@ -79,6 +80,10 @@ pub enum Probe {
     AddedMember,
     /// A member whose fsync fails ends
     FailedSync,
+    /// Each write to the log is synced, and each segment's name
+    SyncOrder,
+    /// A write that a client was not answered is done once, or not at all
+    DoneOnce,
 }
 
 impl Probe {
@@ -107,6 +112,8 @@ impl Probe {
             Probe::WipedMember => members::wiped(setup).await,
             Probe::AddedMember => members::added(setup).await,
             Probe::FailedSync => disk::failed_sync(setup).await,
+            Probe::SyncOrder => sync_order::sync_order(setup).await,
+            Probe::DoneOnce => members::done_once(setup).await,
         }
     }
 

@@ -9,7 +9,10 @@ use proto::etcdserverpb::{
     LeaseLeasesRequest, MemberAddRequest, RangeRequest, cluster_client::ClusterClient, lease_client::LeaseClient,
 };
 use rand::RngCore as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     Setup,
@@ -22,6 +25,9 @@ use crate::failover;
 const LAG_PUTS: usize = 3000;
 const LAG_BYTES: usize = 64 << 10;
 const WRITERS: usize = 16;
+const KILLS: usize = 4;
+const ONCE_PUTS: usize = 2000;
+const ONCE_WRITERS: usize = 64;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -100,5 +106,37 @@ pub async fn added(setup: &Setup<'_>) -> Result<()> {
     let answer = timeout(Duration::from_secs(5), members.member_add(add)).await;
     answer.context("a member cannot be added: the cluster waits for it to vote, and it has not started")??;
     client.put("k", "1").await.context("a put while the member that was added has not started")?;
+    Ok(())
+}
+
+/// Each put is of a key of its own, so a key's version says how often it was done.
+pub async fn done_once(setup: &Setup<'_>) -> Result<()> {
+    let mut cluster = setup.cluster(3, &[]).await?;
+    for round in 0..KILLS {
+        let leader = failover::leader(&cluster.nodes).await?;
+        let follower = Client::of(&cluster.nodes[(leader + 1) % 3]);
+        let (started, mut starts) = watch::channel(0);
+        let puts = stream::iter(0..ONCE_PUTS).map(|number| {
+            started.send_replace(number);
+            let (follower, key) = (follower.clone(), format!("once/{round}/{number}"));
+            // Whether it is answered does not matter.
+            async move { drop(follower.put(&key, "v").await) }
+        });
+        let putting = puts.buffer_unordered(ONCE_WRITERS).collect::<()>();
+        let killing = async {
+            starts.wait_for(|number| *number >= ONCE_PUTS / 4).await?;
+            cluster.nodes[leader].kill()?;
+            cluster.nodes[leader].exited().await?;
+            Ok::<_, anyhow::Error>(())
+        };
+        let ((), killed) = tokio::join!(putting, killing);
+        killed?;
+        cluster.start_stopped().await?;
+        let range = RangeRequest { range_end: "once0".into(), ..range_of("once/") };
+        let kvs = follower.range(range).await?.kvs;
+        for kv in &kvs {
+            ensure!(kv.version == 1, "the one put of {:?} was done {} times", kv.key, kv.version);
+        }
+    }
     Ok(())
 }

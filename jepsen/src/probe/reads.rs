@@ -15,7 +15,8 @@ use crate::{
     process::{Cluster, Node},
 };
 
-const PAUSES: usize = 3;
+/// Each may show it or not: the leader hears of the other one in the same moment.
+const PAUSES: usize = 8;
 const READS: usize = 50;
 const OWN_WRITES: usize = 500;
 const ELECTION_LIMIT: Duration = Duration::from_secs(20);

@@ -1,0 +1,80 @@
+//! Which runs have to find which bug.
+
+/// A run that finds a bug.
+#[derive(Clone, Copy)]
+pub struct Catch {
+    /// As `storage/src/planted.rs` names it.
+    pub bug: &'static str,
+    /// What this program is run with, beside the server and the seed.
+    pub arguments: &'static [&'static str],
+    pub takes_binary: bool,
+    pub takes_seed: bool,
+    /// A run that leaves something to chance is tried again, with other seeds.
+    pub attempts: u32,
+    /// What stands in the complaint.
+    pub reason: &'static str,
+}
+
+const fn probe(bug: &'static str, arguments: &'static [&'static str], reason: &'static str) -> Catch {
+    Catch { bug, arguments, takes_binary: true, takes_seed: false, attempts: 3, reason }
+}
+
+const fn load(bug: &'static str, arguments: &'static [&'static str], reason: &'static str) -> Catch {
+    Catch { bug, arguments, takes_binary: true, takes_seed: true, attempts: 4, reason }
+}
+
+macro_rules! only {
+    ($probe:literal) => {
+        &["probe", "--only", $probe]
+    };
+}
+
+/// The cheapest run of each bug first.
+pub const CATCHES: &[Catch] = &[
+    probe("AnswerBeforeFsync", only!("sync-order"), "without a sync in between"),
+    load("AnswerBeforeFsync", &["power-cut", "--rounds", "10"], "the store is at"),
+    load("AnswerBeforeWrite", &["kill", "--nodes", "1", "--rounds", "20"], "Error: round"),
+    probe("VoteNotSynced", only!("sync-order"), "without a sync in between"),
+    probe("FsyncRetried", only!("failed-sync"), "goes on after an fsync failed"),
+    Catch {
+        takes_seed: false,
+        ..load("TruncationOnAnyChecksumError", &["damage", "--megabytes", "20"], "it is at revision")
+    },
+    load("LogTruncationOffByOne", &["kill", "--nodes", "3", "--rounds", "25"], "instead of getting ready"),
+    probe("SegmentNameNotSynced", only!("sync-order"), "before its name was synced"),
+    probe("LogPurgedBeforeFlush", only!("purged-log"), "the start after a kill"),
+    probe("FamiliesFlushedApart", only!("large-crash"), "server stopped"),
+    probe("AppliedIndexApart", only!("large-crash"), "after a kill"),
+    probe("RevisionFromLivingKeys", only!("compacted-revision"), "revision"),
+    probe("DefragmentTearsFamilies", only!("defragment-crash"), "defragmentation"),
+    probe("SnapshotMissesFamily", only!("snapshot"), "after a snapshot lease"),
+    probe("DeleteEventCompacted", only!("compacted-watch"), "is not there"),
+    probe("CompactionOffByOne", only!("compacted-reads"), "at the compacted revision"),
+    probe("TxnReadsCompacted", only!("compacted-reads"), "a read below the compacted revision"),
+    probe("TxnComparesLate", only!("nested-compare"), "a nested comparison saw"),
+    probe("LeaseRevokeNotAtomic", only!("lease-keys"), "was revoked in 4 revisions"),
+    probe("OldLeaseKeepsKey", only!("lease-keys"), "a key went with a lease"),
+    probe("RightsCheckedEarly", only!("rights"), "a user without a right"),
+    load("LeaderRestored", &["kill", "--nodes", "3", "--rounds", "25", "--victims", "all"], "Error: round"),
+    probe("WipedMemberVotes", only!("wiped-member"), "was let in as itself"),
+    probe("MembershipAppliedEarly", only!("added-member"), "a member cannot be added"),
+    probe("ProposalRepeated", only!("done-once"), "was done 2 times"),
+    probe("AnswerBeforeApply", only!("own-writes"), "a put was answered at"),
+    probe("ReadIndexSkipped", only!("paused-leader"), "a stale read"),
+    load("ReadIndexSkipped", &["kill", "--nodes", "3", "--rounds", "5"], "stale reads"),
+    probe("StaleReadAfterPause", only!("paused-leader"), "a stale read"),
+    probe("LeaseReadByWallClock", only!("paused-leader"), "a stale read"),
+    probe("FutureWatchIgnored", only!("future-watch"), "was due, and 2 was told"),
+    probe("WatchGoesBack", only!("snapshot"), "a watch at revision"),
+    probe("EventsLostWhenStarved", only!("starved-watch"), "was due, and"),
+    probe("EventTwice", only!("past-watch"), "was due, and"),
+    probe("EventsReordered", only!("past-watch"), "and a response told of"),
+    probe("RevisionSplit", only!("past-watch"), "and a response told of"),
+    probe("ResumeSkipsRevision", only!("past-watch"), "revision 2 was due, and 3"),
+    probe("ProgressAhead", only!("progress"), "progress up to"),
+    probe("WrongPrevKv", only!("compacted-watch"), "is compacted, and was sent"),
+    probe("FilterIgnored", only!("filtered-watch"), "was sent Event"),
+    probe("LeaseShortened", only!("lease-over-election"), "a lease of 4s was gone"),
+    probe("StaleLeaderRenews", only!("paused-renewal"), "a replaced leader renewed"),
+    probe("LockGivenAtOnce", only!("lock"), "was given to another"),
+];
