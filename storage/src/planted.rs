@@ -13,15 +13,15 @@ macro_rules! planted {
 }
 
 macro_rules! bugs {
-    ($(#[doc = $what:literal] $name:ident,)*) => {
+    ($($(#[doc = $what:literal])+ $name:ident,)*) => {
         /// What can be planted, each with where something like it has happened.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Bug {
-            $(#[doc = $what] $name,)*
+            $($(#[doc = $what])+ $name,)*
         }
 
         #[cfg(feature = "planted")]
-        const ALL: &[(&str, Bug, &str)] = &[$((stringify!($name), Bug::$name, $what),)*];
+        const ALL: &[(&str, Bug, &str)] = &[$((stringify!($name), Bug::$name, concat!($($what),+)),)*];
     };
 }
 

@@ -63,7 +63,7 @@ pub const CATCHES: &[Catch] = &[
     probe("ReadIndexSkipped", only!("paused-leader"), "a stale read"),
     load("ReadIndexSkipped", &["kill", "--nodes", "3", "--rounds", "5"], "stale reads"),
     probe("StaleReadAfterPause", only!("paused-leader"), "a stale read"),
-    probe("LeaseReadByWallClock", only!("paused-leader"), "a stale read"),
+    probe("LeaseReadTooLong", only!("paused-leader"), "a stale read"),
     probe("FutureWatchIgnored", only!("future-watch"), "was due, and 2 was told"),
     probe("WatchGoesBack", only!("snapshot"), "a watch at revision"),
     probe("EventsLostWhenStarved", only!("starved-watch"), "was due, and"),
