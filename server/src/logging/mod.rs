@@ -157,7 +157,7 @@ impl Logging {
     fn filter(&self) -> Targets {
         // What libraries say of themselves matters only when it is wrong.
         let libraries = self.level.min(LevelFilter::WARN);
-        let ours = ["pintle", "raft", "storage"].map(|target| (target, self.level));
+        let ours = ["pintle", "server", "raft", "storage"].map(|target| (target, self.level));
         let repetitive = REPETITIVE.map(|(target, level)| (target, level.min(self.level)));
         let filter = Targets::new().with_default(libraries).with_targets(repetitive).with_targets(ours);
         filter.with_target(FATAL, LevelFilter::ERROR)
@@ -188,6 +188,17 @@ mod tests {
         }
     }
 
+    /// What the members' own code says carries the module that says it.
+    const TARGET: &str = module_path!();
+
+    #[test]
+    fn what_a_member_tells_is_logged_and_what_libraries_tell_is_not() {
+        let filter =
+            Logging { level: LevelFilter::INFO, format: Format::Json, outputs: Vec::new(), rotation: None }.filter();
+        assert!(filter.would_enable(TARGET, &tracing::Level::INFO), "{TARGET}");
+        assert!(!filter.would_enable("hyper::server", &tracing::Level::INFO));
+    }
+
     #[test]
     fn above_error_only_the_end_of_the_process_is_logged() {
         let filter = |level| {
@@ -195,10 +206,10 @@ mod tests {
             Logging { level, format: Format::Json, outputs: Vec::new(), rotation: None }.filter()
         };
         for level in ["panic", "fatal", "dpanic"] {
-            assert!(!filter(level).would_enable("pintle::start", &tracing::Level::ERROR));
+            assert!(!filter(level).would_enable(TARGET, &tracing::Level::ERROR));
             assert!(filter(level).would_enable(FATAL, &tracing::Level::ERROR));
         }
-        assert!(filter("ERROR").would_enable("pintle::start", &tracing::Level::ERROR));
+        assert!(filter("ERROR").would_enable(TARGET, &tracing::Level::ERROR));
         assert_eq!(super::level("loud"), None);
     }
 }
