@@ -14,6 +14,8 @@ mod recovery;
 mod segment;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unsynced;
 mod writer;
 
 use std::{
@@ -137,7 +139,7 @@ impl Log {
     /// Opens the log in `folder`, or makes an empty one there. `meter` is told of each write, and without `syncs` none
     /// of them is synced.
     pub fn open(folder: Folder, meter: Arc<dyn Meter>, syncs: bool) -> Result<Log, LogError> {
-        folder.disk.make_dir(&folder.path).map_err(|e| LogError::io(&folder.path, e))?;
+        folder.make()?;
         let recovered = recovery::recover(&folder)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;

@@ -4,6 +4,10 @@
 //! - The newest one may end in the torn batch of a crashed write, which was never synced and is cut. When a record of a
 //!   later batch follows the fault, the batch was synced, and this is damage.
 //! - A gap in the numbers of segments, batches or entries is damage.
+//!
+//! What is read may be in memory only: the process before may have ended between a write and its sync, or because the
+//! sync failed, after which the system takes what is not on the disk as clean. So the last batch is written again and
+//! synced before anybody hears of it (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
 
 use std::collections::VecDeque;
 
@@ -112,6 +116,8 @@ struct Scan {
     /// The state that the segment begins with; None when it has no record.
     start: Option<Start>,
     records: Vec<(u64, u32, Record)>,
+    /// Where the last whole batch begins.
+    last_batch: u64,
     /// Behind the last whole batch.
     end: u64,
     next_batch: Option<u64>,
@@ -173,9 +179,26 @@ pub(super) fn recover(folder: &Folder) -> Result<Recovered, LogError> {
     if state.gone > 0 {
         return Err(missing(first.saturating_sub(1)));
     }
+    settle(folder, newest, &segments[segments.len() - 1], &scans[scans.len() - 1])?;
     let before_last = scans.len().checked_sub(2).map_or(0, |i| scans[i].end);
     let end = scans.last().map_or(HEADER_LEN, |scan| scan.end);
     Ok(Recovered { state, segments, end, previous_end: before_last, next_batch: batch.unwrap_or(1) })
+}
+
+/// Brings to the disk what the process before may have left in memory: the last batch, and the names in the folder.
+fn settle(folder: &Folder, newest: Option<u64>, segment: &Segment, scan: &Scan) -> Result<(), LogError> {
+    let rewrite = || {
+        let mut batch = vec![0; (scan.end - scan.last_batch) as usize];
+        segment.file.read_at(&mut batch, scan.last_batch)?;
+        segment.file.write_at(&batch, scan.last_batch)?;
+        segment.file.sync_all()
+    };
+    rewrite().map_err(|e| LogError::io(&segment.path, e))?;
+    match newest == Some(segment.number) {
+        true => folder.sync(),
+        // It had come as far as the segment.
+        false => folder.mark_newest(segment.number),
+    }
 }
 
 fn damaged(segment: &Segment, offset: u64) -> LogError {
@@ -191,7 +214,14 @@ fn scan(folder: &Folder, number: u64, batch: Option<u64>) -> Result<(Segment, Sc
     let file = folder.disk.open(&path, false).map_err(error)?;
     let size = bytes.len() as u64;
 
-    let mut scan = Scan { start: None, records: Vec::new(), end: HEADER_LEN, next_batch: batch, is_followed: false };
+    let mut scan = Scan {
+        start: None,
+        records: Vec::new(),
+        last_batch: HEADER_LEN,
+        end: HEADER_LEN,
+        next_batch: batch,
+        is_followed: false,
+    };
     let (mut offset, mut whole) = (HEADER_LEN, 0);
     while let Some(found) =
         bytes.get(offset as usize..).and_then(|_| record::find(number, &bytes.slice(offset as usize..)))
@@ -208,7 +238,8 @@ fn scan(folder: &Folder, number: u64, batch: Option<u64>) -> Result<(Segment, Sc
         }
         offset += len;
         if is_last {
-            (scan.end, scan.next_batch, whole) = (offset, Some(batch + 1), scan.records.len());
+            (scan.last_batch, scan.end) = (scan.end, offset);
+            (scan.next_batch, whole) = (Some(batch + 1), scan.records.len());
         }
     }
     scan.records.truncate(whole);

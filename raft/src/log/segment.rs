@@ -48,6 +48,28 @@ impl Folder {
         Folder { disk: Arc::new(crate::disk::FileSystem), path: path.into(), segment_bytes: crate::SEGMENT_BYTES }
     }
 
+    /// Makes the folder, with those above it, if it is not there. When this returns, its name is on the disk.
+    pub fn make(&self) -> Result<(), LogError> {
+        let above =
+            || self.path.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+        let is_missing = |dir: &&Path| self.disk.list(dir).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let missing = above().take_while(is_missing).count();
+        self.disk.make_dir(&self.path).map_err(|e| LogError::io(&self.path, e))?;
+        // That in which its own name stands is always synced: whoever made it may have ended before.
+        for dir in above().take(missing + 1) {
+            match self.disk.sync_dir(dir) {
+                // Who may write there but not read cannot sync, and has to trust the file system.
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(LogError::io(dir, error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn sync(&self) -> Result<(), LogError> {
+        self.disk.sync_dir(&self.path).map_err(|e| LogError::io(&self.path, e))
+    }
+
     pub fn path_of(&self, number: u64) -> PathBuf {
         self.path.join(format!("{number:016x}.log"))
     }
@@ -82,7 +104,8 @@ impl Folder {
         }
     }
 
-    fn mark_newest(&self, number: u64) -> Result<(), LogError> {
+    /// Writes that this is the newest segment, and syncs the folder.
+    pub(super) fn mark_newest(&self, number: u64) -> Result<(), LogError> {
         let (path, new) = (self.newest_path(), self.path.join("newest.new"));
         let write = || {
             // One that a crash left may be longer.
