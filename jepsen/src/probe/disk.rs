@@ -50,9 +50,9 @@ async fn kill_and_compare(node: &mut Node, revision: i64, hash: u32) -> Result<(
     node.exited().await?;
     node.start().await.with_context(|| format!("the start after a kill\n{}", node.log_tail()))?;
     let client = Client::of(node);
-    let found = client.revision().await?;
+    let found = client.revision().await.context("the revision after a kill")?;
     ensure!(found == revision, "the store was at revision {revision}, and is at {found} after a kill");
-    let found = client.hash(revision).await?;
+    let found = client.hash(revision).await.context("the hash after a kill")?;
     ensure!(found == hash, "the hash at revision {revision} was {hash}, and is {found} after a kill");
     Ok(())
 }
