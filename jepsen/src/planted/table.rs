@@ -50,7 +50,11 @@ pub const CATCHES: &[Catch] = &[
     ),
     load("AnswerBeforeWrite", &["kill", "--nodes", "1", "--rounds", "20"], LOST),
     probe("VoteNotSynced", only!("sync-order"), &["without a sync in between"]),
-    images("VoteNotSynced", &["images", "--scenario", "three", "--share", "20"], &["the ballot is"]),
+    images(
+        "VoteNotSynced",
+        &["images", "--scenario", "three", "--share", "20"],
+        &["the ballot is", "a record that was synced cannot be read any more"],
+    ),
     probe("FsyncRetried", only!("failed-sync"), &["goes on after an fsync failed"]),
     Catch {
         takes_seed: false,
