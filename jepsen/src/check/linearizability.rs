@@ -152,7 +152,9 @@ fn check(
             .push(format!("no order of {} operations within {configurations_max} configurations", operations.len())),
         Found::Nothing { longest, stuck } => {
             let explanation = explain(&mut model, operations, &calls, &longest, &stuck);
-            let entries = stuck.iter().map(|operation| operations[*operation].invoked);
+            // With the end of the order, they are the smallest history that shows it.
+            let end = longest[longest.len().saturating_sub(SHOWN_OF_ORDER)..].iter();
+            let entries = end.chain(&stuck).map(|operation| operations[*operation].invoked);
             verdict.found("not linearizable", entries.collect::<Vec<usize>>(), explanation);
         }
     }

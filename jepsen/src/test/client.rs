@@ -49,6 +49,8 @@ pub struct Context {
     pub recorder: Arc<Recorder>,
     pub endpoints: Endpoints,
     pub stopped: watch::Receiver<bool>,
+    /// When nothing is written any more, the revision that observers must have seen before they may go.
+    pub quiet: watch::Receiver<Option<i64>>,
     pub seed: u64,
     /// How many processes a workload starts.
     pub processes: u64,
@@ -131,6 +133,10 @@ impl Client {
         }
     }
 
+    pub fn workload(&self) -> &'static str {
+        self.context.workload
+    }
+
     pub fn recorder(&self) -> &Recorder {
         &self.context.recorder
     }
@@ -156,9 +162,9 @@ impl Client {
         *self.context.stopped.borrow()
     }
 
-    /// Becomes true when the run is over.
-    pub fn stopped(&self) -> watch::Receiver<bool> {
-        self.context.stopped.clone()
+    /// Becomes a revision when nothing is written any more.
+    pub fn quiet(&self) -> watch::Receiver<Option<i64>> {
+        self.context.quiet.clone()
     }
 
     pub fn random_ms(&mut self, range: Range<u64>) -> Duration {

@@ -29,8 +29,7 @@ pub struct Agreement {
 /// all have reached, compacted alike, will never agree: that is an error at once.
 pub async fn converge(endpoints: &[Endpoint]) -> Result<Agreement> {
     let begin = Instant::now();
-    let members: Vec<(&str, Channel)> =
-        endpoints.iter().map(|endpoint| (endpoint.name.as_str(), process::channel(&endpoint.url))).collect();
+    let members = channels(endpoints);
     let mut reason = "nothing was asked".to_owned();
     while begin.elapsed() < CONVERGENCE_LIMIT {
         match attempt(&members).await {
@@ -42,6 +41,21 @@ pub async fn converge(endpoints: &[Endpoint]) -> Result<Agreement> {
         sleep(POLL_INTERVAL).await;
     }
     bail!("the members did not agree within {CONVERGENCE_LIMIT:?}: {reason}")
+}
+
+/// The newest revision, from whoever tells it first that all members serve linearizable reads.
+pub async fn newest_revision_of(endpoints: &[Endpoint]) -> i64 {
+    let members = channels(endpoints);
+    loop {
+        match newest_revision(&members).await {
+            Ok(revision) => return revision,
+            Err(_) => sleep(POLL_INTERVAL).await,
+        }
+    }
+}
+
+fn channels(endpoints: &[Endpoint]) -> Vec<(&str, Channel)> {
+    endpoints.iter().map(|endpoint| (endpoint.name.as_str(), process::channel(&endpoint.url))).collect()
 }
 
 enum Attempt {

@@ -1,15 +1,19 @@
 //! Takes down what happens in a run, in the order of time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Instant,
 };
 
 use parking_lot::Mutex;
 
-use jepsen::check::history::{Answer, Entry, Event, FaultNote, History, ListOp, RegisterOp, WatchNote, WatchSeen};
+use jepsen::check::history::{
+    Answer, Entry, Event, FaultNote, History, ListOp, RegisterOp, Request, WatchNote, WatchSeen,
+};
 
+/// What the witness is in the place of a workload. It belongs to all.
+pub const WITNESS: &str = "witness";
 /// The process that stands for the nemesis in a history.
 pub const NEMESIS: u64 = 0;
 
@@ -35,6 +39,8 @@ pub struct Recorder {
     next_value: AtomicU64,
     /// The highest revision that anyone was told.
     revision: AtomicI64,
+    /// The revision up to which the witness has seen everything.
+    witnessed: AtomicI64,
     /// When a write last succeeded, in nanoseconds since the begin.
     last_success_ns: AtomicU64,
 }
@@ -50,6 +56,7 @@ impl Recorder {
             next_lease: AtomicI64::new(1),
             next_value: AtomicU64::new(1),
             revision: AtomicI64::new(1),
+            witnessed: AtomicI64::new(1),
             last_success_ns: AtomicU64::new(0),
         }
     }
@@ -59,6 +66,10 @@ impl Recorder {
         let process = self.next_process.fetch_add(1, Ordering::Relaxed);
         self.workloads.lock().insert(process, workload);
         process
+    }
+
+    pub fn is_witness(&self, process: u64) -> bool {
+        self.workloads.lock().get(&process) == Some(&WITNESS)
     }
 
     pub fn watcher(&self) -> u64 {
@@ -78,6 +89,14 @@ impl Recorder {
     /// The highest revision that anyone was told.
     pub fn revision(&self) -> i64 {
         self.revision.load(Ordering::Relaxed)
+    }
+
+    pub fn witnessed(&self) -> i64 {
+        self.witnessed.load(Ordering::Relaxed)
+    }
+
+    pub fn set_witnessed(&self, revision: i64) {
+        self.witnessed.fetch_max(revision, Ordering::Relaxed);
     }
 
     pub fn elapsed_ns(&self) -> u64 {
@@ -111,10 +130,16 @@ impl Recorder {
         self.note(NEMESIS, None, Event::Fault(fault));
     }
 
-    /// The part of a history that one workload made, with the faults.
-    pub fn of_workload(&self, history: &History, workload: &str) -> History {
+    /// The part of a history that one workload made, with the faults; and with all compactions, if they matter to it.
+    pub fn of_workload(&self, history: &History, workload: &str, with_compactions: bool) -> History {
         let workloads = self.workloads.lock();
-        let belongs = |process: u64| workloads.get(&process).is_none_or(|of| *of == workload);
+        // Whoever compacts does nothing else.
+        let compacts = |entry: &&Entry| matches!(entry.event, Event::Invoke(Request::Compact { .. }));
+        let compactors: HashSet<u64> =
+            history.entries().iter().filter(compacts).map(|entry| entry.process).filter(|_| with_compactions).collect();
+        let belongs = |process: u64| {
+            workloads.get(&process).is_none_or(|of| *of == workload || *of == WITNESS) || compactors.contains(&process)
+        };
         let mut own = History::default();
         for entry in history.entries().iter().filter(|entry| belongs(entry.process)) {
             own.push(entry.clone());

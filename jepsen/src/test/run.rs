@@ -8,8 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use jepsen::check::history::{Event, History};
+use anyhow::{Context as _, Result, bail, ensure};
+use jepsen::check::{
+    history::{Entry, Event, History},
+    store::Store,
+};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -21,15 +24,18 @@ use super::{
     convergence::{self, Agreement},
     nemesis::{self, Nemesis},
     nodes::{Nodes, Options},
-    recorder::Recorder,
+    recorder::{Recorder, WITNESS},
     report::{Check, Page, Verdict, figures},
     storm::{self, Toll},
-    workload::{Finding, Workload},
+    watching,
+    workload::{Case, Finding, Workload},
 };
 use crate::process::Target;
 
 /// No workload waits longer than this for anything once it was told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long observers may take to see the last of what was written.
+const OBSERVER_LIMIT: Duration = Duration::from_secs(15);
 /// How long nothing may succeed once a fault is healed.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 /// A run with fewer successes than this a second, faults and all, proves nothing.
@@ -101,6 +107,7 @@ struct Run<'a> {
     recorder: Arc<Recorder>,
     contexts: Vec<Context>,
     stop: watch::Sender<bool>,
+    quiet: watch::Sender<Option<i64>>,
     toll: Toll,
     findings: Vec<Finding>,
     /// When the load ended, in nanoseconds since the begin.
@@ -113,8 +120,10 @@ impl<'a> Run<'a> {
         let recorder = Arc::new(Recorder::new());
         let (stop, stopped) = watch::channel(false);
         let endpoints = named(nodes.endpoints());
+        let (quiet, quieted) = watch::channel(None);
         let context = |workload: &&'static Workload| Context {
             workload: workload.name,
+            quiet: quieted.clone(),
             recorder: Arc::clone(&recorder),
             endpoints: endpoints.clone(),
             stopped: stopped.clone(),
@@ -127,6 +136,7 @@ impl<'a> Run<'a> {
             contexts: plan.workloads.iter().map(context).collect(),
             recorder,
             stop,
+            quiet,
             toll: Toll::default(),
             findings: Vec::new(),
             load_end_ns: 0,
@@ -146,6 +156,15 @@ impl<'a> Run<'a> {
                 processes.spawn((workload.process)(context.clone(), index));
             }
         }
+        let mut observers = JoinSet::new();
+        for (workload, context) in self.plan.workloads.iter().zip(&self.contexts) {
+            for index in 0..workload.observers {
+                observers.spawn((workload.observe)(context.clone(), index));
+            }
+        }
+        if self.is_witnessed() {
+            observers.spawn(watching::witness(Context { workload: WITNESS, ..self.contexts[0].clone() }));
+        }
         let until = Instant::now() + self.plan.time;
         let raging = match self.plan.nemesis {
             Some(name) => {
@@ -160,14 +179,24 @@ impl<'a> Run<'a> {
         let recovered = self.wait_for_success().await;
         self.load_end_ns = self.recorder.elapsed_ns();
         self.stop.send_replace(true);
-        let stopped = timeout(STOP_LIMIT, async {
-            while let Some(ended) = processes.join_next().await {
-                ended??;
-            }
-            anyhow::Ok(())
-        });
-        let stopped = stopped.await.unwrap_or_else(|_| anyhow::bail!("a process did not stop within {STOP_LIMIT:?}"));
-        raging.and(recovered).and(stopped)
+        let stopped = join(processes, STOP_LIMIT).await;
+        let observed = self.let_observers_finish(observers).await;
+        raging.and(recovered).and(stopped).and(observed)
+    }
+
+    fn is_witnessed(&self) -> bool {
+        self.plan.workloads.iter().all(|workload| workload.is_witnessed)
+    }
+
+    /// Nothing is written any more: observers must see all that was.
+    async fn let_observers_finish(&mut self, observers: JoinSet<Result<()>>) -> Result<()> {
+        let endpoints = self.contexts[0].endpoints.borrow().clone();
+        let newest = timeout(RECOVERY_LIMIT, convergence::newest_revision_of(&endpoints)).await;
+        let revision = newest.context("nobody tells the newest revision")?;
+        self.quiet.send_replace(Some(revision));
+        // Those that do not finish are judged by what they saw.
+        let _ = join(observers, OBSERVER_LIMIT).await;
+        Ok(())
     }
 
     /// With all faults healed, operations must succeed again within a bounded time.
@@ -209,9 +238,11 @@ impl<'a> Run<'a> {
         let history = self.recorder.take();
         let path = self.plan.dir.join("history.jsonl");
         history.write(BufWriter::new(File::create(&path)?))?;
+        let truth = self.truth(&history);
         for workload in &self.plan.workloads {
-            let own = self.recorder.of_workload(&history, workload.name);
-            let mut found = (workload.check)(&own);
+            let own = self.recorder.of_workload(&history, workload.name, workload.observers > 0);
+            let case = Case { history: &own, truth: &truth, quiet_at: *self.quiet.borrow() };
+            let mut found = (workload.check)(&case);
             if found.is_empty() {
                 found.push(Finding::of("operations", Ok(jepsen::check::verdict::Verdict::default()), &own));
             }
@@ -236,6 +267,16 @@ impl<'a> Run<'a> {
         let report = self.plan.dir.join("report.html");
         fs::write(&report, page.html())?;
         Ok(self.outcome(&page, report))
+    }
+
+    /// What the witness saw.
+    fn truth(&self, history: &History) -> Result<Store, String> {
+        let witnesses = |entry: &Entry| match &entry.event {
+            Event::Watch(note) if self.recorder.is_witness(entry.process) => Some(note.watcher),
+            _ => None,
+        };
+        let witness = history.entries().iter().find_map(witnesses).ok_or("there was no witness")?;
+        jepsen::check::watch::truth_of(history, witness, Store::default()).map_err(|error| format!("{error:#}"))
     }
 
     fn outcome(&self, page: &Page, report: PathBuf) -> Outcome {
@@ -314,6 +355,16 @@ fn finding(name: &str, result: Result<String>) -> Finding {
         Err(error) => (Verdict::Fail, format!("{error:#}")),
     };
     Finding { check: Check { name: name.to_owned(), verdict, detail }, anomalies: Vec::new() }
+}
+
+async fn join(mut processes: JoinSet<Result<()>>, limit: Duration) -> Result<()> {
+    let all = async {
+        while let Some(ended) = processes.join_next().await {
+            ended??;
+        }
+        Ok(())
+    };
+    timeout(limit, all).await.unwrap_or_else(|_| bail!("a process did not stop within {limit:?}"))
 }
 
 /// Several workloads at once have fewer processes each.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use jepsen::check::history::{Answer, Header, Request, Response, WatchRequest, WatchSeen};
+use jepsen::check::history::{Answer, Header, Keys, Request, Response, WatchRequest, WatchSeen};
 use proto::etcdserverpb::{
     WatchProgressRequest, WatchRequest as WireRequest, WatchResponse, watch_client::WatchClient,
     watch_request::RequestUnion,
@@ -16,7 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::{
-    client::{Client, Unanswered},
+    client::{Choice, Client, Context, Unanswered},
+    recorder::WITNESS,
     wire::{self, Caller},
 };
 
@@ -26,35 +27,59 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(700);
 /// A member that lost its way to the others keeps its watches, and says nothing. A user would not wait for ever.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Watches until the time or the run is over, or the store has compacted what the watcher would need.
-pub async fn watch(client: &mut Client, mut request: WatchRequest, life: Duration) {
+/// Watches until its time is over, or the store has compacted what the watcher would need, or until it has seen
+/// everything and nothing more is written.
+pub async fn watch(client: &mut Client, mut request: WatchRequest, life: Option<Duration>) {
     let watcher = client.recorder().watcher();
-    let until = Instant::now() + life;
-    while Instant::now() < until && !client.is_stopped() {
-        let Some(mut stream) = create(client, watcher, &request).await else { continue };
-        match follow(client, watcher, &mut request, &mut stream, until).await {
-            Ok(Ended::Over) => return,
-            Ok(Ended::Canceled) => return,
-            Err(error) => {
-                client.recorder().watch(
-                    client.process(),
-                    Some(client.node()),
-                    watcher,
-                    WatchSeen::Broken { error: format!("{error:#}") },
-                );
-                client.go_elsewhere();
-            }
+    let until = life.map(|life| Instant::now() + life);
+    loop {
+        let ended = match create(client, watcher, &mut request).await {
+            Some(mut stream) => follow(client, watcher, &mut request, &mut stream, until).await,
+            None => Ok(is_over(client, &request, until)),
+        };
+        let seen = match ended {
+            Ok(None) => continue,
+            Ok(Some(Ended::SawAll | Ended::Canceled)) => return,
+            Ok(Some(Ended::Late)) => WatchSeen::Canceled { reason: "its time is over".to_owned() },
+            Err(error) => WatchSeen::Broken { error: format!("{error:#}") },
+        };
+        let is_broken = matches!(seen, WatchSeen::Broken { .. });
+        client.recorder().watch(client.process(), Some(client.node()), watcher, seen);
+        if !is_broken {
+            return;
         }
+        client.go_elsewhere();
+    }
+}
+
+enum Ended {
+    /// Everything that was written, and nothing is any more.
+    SawAll,
+    /// The time of the watcher is over.
+    Late,
+    /// The store has ended it.
+    Canceled,
+}
+
+fn is_over(client: &Client, request: &WatchRequest, until: Option<Instant>) -> Option<Ended> {
+    let quiet = *client.quiet().borrow();
+    match (quiet, until) {
+        (Some(quiet), _) if request.start_revision > quiet => Some(Ended::SawAll),
+        // Those that must still see everything are given the time.
+        (None, Some(until)) if Instant::now() >= until && !client.is_stopped() => Some(Ended::Late),
+        _ => None,
     }
 }
 
 struct Stream {
     requests: mpsc::Sender<WireRequest>,
     responses: Streaming<WatchResponse>,
+    /// With the first response already.
+    is_canceled: bool,
 }
 
 /// The first response says that the watch is there; until then it is a request like any other.
-async fn create(client: &mut Client, watcher: u64, request: &WatchRequest) -> Option<Stream> {
+async fn create(client: &mut Client, watcher: u64, request: &mut WatchRequest) -> Option<Stream> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let message = wire::watch_create(request);
     let caller = client.caller();
@@ -69,7 +94,10 @@ async fn create(client: &mut Client, watcher: u64, request: &WatchRequest) -> Op
     client.attempt(CREATE_LIMIT, asked, doing).await?;
     let (stream, response) = receiver.await.ok()?;
     note(client, watcher, &response, request);
-    (!response.canceled).then_some(stream)
+    if request.start_revision == 0 {
+        request.start_revision = response.header.as_ref()?.revision + 1;
+    }
+    Some(stream)
 }
 
 async fn open(caller: &Caller, message: WireRequest) -> Result<(Stream, WatchResponse), tonic::Status> {
@@ -80,14 +108,7 @@ async fn open(caller: &Caller, message: WireRequest) -> Result<(Stream, WatchRes
     let mut responses = client.watch(caller.request(ReceiverStream::new(receiver))).await?.into_inner();
     let first = responses.message().await?;
     let first = first.ok_or_else(|| tonic::Status::unavailable("the stream ended without an answer"))?;
-    Ok((Stream { requests, responses }, first))
-}
-
-enum Ended {
-    /// Its time is over, or the run.
-    Over,
-    /// The store has ended it, for a compaction.
-    Canceled,
+    Ok((Stream { requests, responses, is_canceled: first.canceled }, first))
 }
 
 async fn follow(
@@ -95,11 +116,13 @@ async fn follow(
     watcher: u64,
     request: &mut WatchRequest,
     stream: &mut Stream,
-    until: Instant,
-) -> Result<Ended> {
+    until: Option<Instant>,
+) -> Result<Option<Ended>> {
+    if stream.is_canceled {
+        return Ok(Some(Ended::Canceled));
+    }
     let mut progress = interval(PROGRESS_INTERVAL);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut stopped = client.stopped();
     let mut heard = Instant::now();
     loop {
         tokio::select! {
@@ -109,7 +132,7 @@ async fn follow(
                 heard = Instant::now();
                 note(client, watcher, &response, request);
                 if response.canceled {
-                    return Ok(Ended::Canceled);
+                    return Ok(Some(Ended::Canceled));
                 }
                 advance(request, &response);
             }
@@ -119,9 +142,9 @@ async fn follow(
                 // Full: the last one has not been taken yet.
                 let _ = stream.requests.try_send(ask);
             }
-            () = tokio::time::sleep_until(until) => return Ok(Ended::Over),
-            // An error: the run is gone.
-            _ = stopped.wait_for(|stopped| *stopped) => return Ok(Ended::Over),
+        }
+        if let Some(ended) = is_over(client, request, until) {
+            return Ok(Some(ended));
         }
     }
 }
@@ -139,8 +162,20 @@ fn advance(request: &mut WatchRequest, response: &WatchResponse) {
     }
 }
 
+/// Sees everything from the first revision that a store can write, so that it is known what happened.
+pub async fn witness(context: Context) -> Result<()> {
+    let mut client = Client::choosing(&context, 0, Choice::AfterFailure);
+    watch(&mut client, WatchRequest { keys: Keys::all(), start_revision: 2, ..WatchRequest::default() }, None).await;
+    Ok(())
+}
+
 fn note(client: &Client, watcher: u64, response: &WatchResponse, request: &WatchRequest) {
     let seen = WatchSeen::from_wire(response, request)
         .unwrap_or_else(|error| WatchSeen::Broken { error: format!("{error:#}") });
     client.recorder().watch(client.process(), Some(client.node()), watcher, seen);
+    if client.workload() == WITNESS
+        && let Some(header) = &response.header
+    {
+        client.recorder().set_witnessed(header.revision);
+    }
 }

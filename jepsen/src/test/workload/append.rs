@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jepsen::check::history::{Answer, History, ListOp, Request, Response};
+use jepsen::check::{
+    cycles,
+    history::{Answer, ListOp, Request, Response},
+};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload, transaction};
+use super::{Body, Case, Finding, Workload, transaction};
 use crate::test::{
     client::{Choice, Client, Context, REQUEST_LIMIT, Unanswered},
     wire::Caller,
@@ -24,6 +27,9 @@ pub const APPEND: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -109,8 +115,8 @@ fn finish(context: Context) -> Body {
     })
 }
 
-fn check(_history: &History) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![Finding::of("no circle of dependencies", cycles::check_lists(case.history), case.history)]
 }
 
 #[cfg(test)]

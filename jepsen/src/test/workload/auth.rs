@@ -4,10 +4,10 @@
 //! `bob` write and read all the while. From the moment that a change is acknowledged nobody may act by the older rights.
 
 use anyhow::Result;
-use jepsen::check::history::{AuthChange, History, Keys, Permission, Put, Range, Request};
+use jepsen::check::history::{AuthChange, Keys, Permission, Put, Range, Request};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Choice, Client, Context};
 
 const PREFIX: &str = "auth/";
@@ -24,6 +24,10 @@ pub const AUTH: Workload = Workload {
     shares: false,
     flags: &["--bcrypt-cost=4"],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    // The witness has no token.
+    is_witnessed: false,
     finish,
     check,
 };
@@ -107,6 +111,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

@@ -1,9 +1,9 @@
 //! One key that is put again and again. Its version counts the puts: none may be lost, and none done twice.
 
-use jepsen::check::history::{History, Keys, Put, Range, Request};
+use jepsen::check::history::{Keys, Put, Range, Request};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Client, Context};
 
 const KEY: &str = "counter";
@@ -16,6 +16,9 @@ pub const COUNTER: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -42,6 +45,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![read()])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

@@ -3,9 +3,11 @@
 use anyhow::Result;
 use jepsen::check::{
     history::{History, Operation, Outcome},
+    store::Store,
     verdict,
 };
 
+use super::Case;
 use crate::test::report::{
     Check, Verdict,
     anomaly::{Anomaly, Step},
@@ -22,6 +24,11 @@ pub struct Finding {
 const SHOWN_MAX: usize = 5;
 
 impl Finding {
+    pub fn undecided(name: &str, why: &str) -> Finding {
+        let check = Check { name: name.to_owned(), verdict: Verdict::Undecided, detail: why.to_owned() };
+        Finding { check, anomalies: Vec::new() }
+    }
+
     pub fn of(name: &str, judged: Result<verdict::Verdict>, history: &History) -> Finding {
         let finding =
             |verdict, detail, anomalies| Finding { check: Check { name: name.to_owned(), verdict, detail }, anomalies };
@@ -46,6 +53,16 @@ impl Finding {
             undecided => undecided.join("; "),
         };
         finding(Verdict::Undecided, why, Vec::new())
+    }
+}
+
+impl Case<'_> {
+    /// What a checker says that needs to know what happened.
+    pub fn against_truth(&self, name: &str, check: impl FnOnce(&Store) -> Result<verdict::Verdict>) -> Finding {
+        match self.truth {
+            Ok(truth) => Finding::of(name, check(truth), self.history),
+            Err(why) => Finding::undecided(name, why),
+        }
     }
 }
 

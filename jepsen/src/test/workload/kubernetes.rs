@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 
 use jepsen::check::history::{
-    Answer, Blob, Compare, CompareResult, CompareTarget, DeleteRange, History, KeyValue, Keys, Put, Range, Request,
-    Response, Txn, TxnOp, TxnResult, WatchRequest,
+    Answer, Blob, Compare, CompareResult, CompareTarget, DeleteRange, KeyValue, Keys, Put, Range, Request, Response,
+    Txn, TxnOp, TxnResult, WatchRequest,
 };
 use rand::{Rng as _, seq::IteratorRandom as _};
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::{
     client::{Choice, Client, Context},
     watching,
@@ -25,11 +25,14 @@ const COMPACTION_LAG: i64 = 200;
 pub const KUBERNETES: Workload = Workload {
     name: "kubernetes",
     about: "objects are changed by revision only, and caches by list and watch agree with the store",
-    processes: 8,
+    processes: 5,
     rate: 20.0,
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: CACHES,
+    observe: |context, index| Box::pin(cache(context, index)),
+    is_witnessed: true,
     finish,
     check,
 };
@@ -37,14 +40,14 @@ pub const KUBERNETES: Workload = Workload {
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {
     let client = Client::choosing(&context, index, Choice::AfterFailure);
     match index {
-        0..CACHES => cache(client).await,
-        CACHES => compact(client).await,
+        0 => super::compact(client, COMPACTION_LAG).await,
         _ => change(client).await,
     }
 }
 
 /// Lists and watches, as an informer does; begins anew now and then.
-async fn cache(mut client: Client) -> anyhow::Result<()> {
+async fn cache(context: Context, index: u64) -> anyhow::Result<()> {
+    let mut client = Client::choosing(&context, index, Choice::AfterFailure);
     while client.goes_on().await {
         let Some((revision, _)) = list(&mut client).await else { continue };
         let request = WatchRequest {
@@ -55,7 +58,7 @@ async fn cache(mut client: Client) -> anyhow::Result<()> {
             ..WatchRequest::default()
         };
         let life = client.random_ms(5_000..20_000);
-        watching::watch(&mut client, request, life).await;
+        watching::watch(&mut client, request, Some(life)).await;
     }
     Ok(())
 }
@@ -79,19 +82,6 @@ async fn list(client: &mut Client) -> Option<(i64, Vec<KeyValue>)> {
         match last {
             Some(last) if more => keys.key = [&*last, b"\0"].concat().into(),
             _ => return Some((revision, all)),
-        }
-    }
-}
-
-async fn compact(mut client: Client) -> anyhow::Result<()> {
-    loop {
-        let pause = client.random_ms(2_000..6_000);
-        if !client.wait(pause).await {
-            return Ok(());
-        }
-        let revision = client.recorder().revision() - COMPACTION_LAG;
-        if revision > 1 {
-            client.call(Request::Compact { revision }).await;
         }
     }
 }
@@ -172,6 +162,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

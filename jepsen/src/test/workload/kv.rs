@@ -2,13 +2,12 @@
 //! take their keys along. The whole store must be linearizable.
 
 use jepsen::check::history::{
-    Answer, Compare, CompareResult, CompareTarget, DeleteRange, History, KeyValue, Keys, Put, Range, Request, Txn,
-    TxnOp,
+    Answer, Compare, CompareResult, CompareTarget, DeleteRange, KeyValue, Keys, Put, Range, Request, Txn, TxnOp,
 };
 use jepsen::check::{linearizability, store::Store};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Client, Context};
 
 const PREFIX: &str = "kv/";
@@ -25,6 +24,9 @@ pub const KV: Workload = Workload {
     shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -172,7 +174,7 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![Request::Range(Range { keys: Keys::prefix(PREFIX), ..Range::default() })])
 }
 
-fn check(history: &History) -> Vec<Finding> {
-    let judged = linearizability::check_store(history, &Store::default());
-    vec![Finding::of("the whole store is linearizable", judged, history)]
+fn check(case: &Case) -> Vec<Finding> {
+    let judged = linearizability::check_store(case.history, &Store::default());
+    vec![Finding::of("the whole store is linearizable", judged, case.history)]
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use jepsen::check::history::{Answer, History, Keys, Put, Range, Request, Response, Txn, TxnOp, WatchRequest};
+use jepsen::check::history::{Answer, Keys, Put, Range, Request, Response, Txn, TxnOp, WatchRequest};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::{
     client::{Choice, Client, Context},
     watching,
@@ -20,20 +20,19 @@ const POLL_INTERVAL: Duration = Duration::from_millis(150);
 pub const LEASE: Workload = Workload {
     name: "lease",
     about: "leases expire not early, and then with all their keys at one revision",
-    processes: 9,
+    processes: 8,
     rate: 10.0,
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 1,
+    observe: |context, _| Box::pin(watch(context)),
+    is_witnessed: true,
     finish,
     check,
 };
 
-/// One process watches all keys of leases.
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {
-    if index == 0 {
-        return watch(Client::choosing(&context, index, Choice::AfterFailure)).await;
-    }
     let mut client = Client::choosing(&context, index, Choice::AfterFailure);
     while client.goes_on().await {
         life(&mut client).await;
@@ -41,11 +40,12 @@ async fn run(context: Context, index: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn watch(mut client: Client) -> anyhow::Result<()> {
-    while client.goes_on().await {
-        let request =
-            WatchRequest { keys: Keys::prefix(PREFIX), start_revision: 1, prev_kv: true, ..WatchRequest::default() };
-        watching::watch(&mut client, request, Duration::from_secs(3600)).await;
+/// Sees in which revisions the keys of leases go.
+async fn watch(context: Context) -> anyhow::Result<()> {
+    let mut client = Client::choosing(&context, 0, Choice::AfterFailure);
+    let request = WatchRequest { keys: Keys::prefix(PREFIX), prev_kv: true, ..WatchRequest::default() };
+    while !client.is_stopped() {
+        watching::watch(&mut client, request.clone(), None).await;
     }
     Ok(())
 }
@@ -122,6 +122,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

@@ -6,12 +6,12 @@
 //! Effects without the guard are made too, under other keys; they are counted, and no more is asked of them.
 
 use jepsen::check::history::{
-    Answer, Blob, Compare, CompareResult, CompareTarget, History, Keys, Put, Range, Request, Response, Txn, TxnOp,
+    Answer, Blob, Compare, CompareResult, CompareTarget, Keys, Put, Range, Request, Response, Txn, TxnOp,
 };
 use rand::Rng as _;
 use std::time::Duration;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Choice, Client, Context};
 
 const LOCK: &str = "lock/mutex";
@@ -29,6 +29,9 @@ pub const LOCKS: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -140,6 +143,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![effects])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

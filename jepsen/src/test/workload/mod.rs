@@ -36,11 +36,24 @@ use anyhow::Result;
 use futures::future::BoxFuture;
 
 use super::client::{Choice, Client, Context};
-use jepsen::check::history::{History, Request};
+use jepsen::check::{
+    history::{History, Request},
+    store::Store,
+};
 
 pub use finding::Finding;
 
 pub type Body = BoxFuture<'static, Result<()>>;
+
+/// What there is to judge.
+pub struct Case<'a> {
+    /// What this workload's processes did, with the faults.
+    pub history: &'a History,
+    /// Every version of every key, as one watcher saw them come that missed nothing; or why there is none.
+    pub truth: &'a Result<Store, String>,
+    /// The revision that observers have had time to see.
+    pub quiet_at: Option<i64>,
+}
 
 pub struct Workload {
     pub name: &'static str,
@@ -55,9 +68,14 @@ pub struct Workload {
     pub flags: &'static [&'static str],
     /// What the process of this number does until the run is stopped.
     pub process: fn(Context, u64) -> Body,
+    /// Processes that change nothing, and go on until they have seen all that the others did.
+    pub observers: u64,
+    pub observe: fn(Context, u64) -> Body,
+    /// Whether a watch on all keys is to tell what happened.
+    pub is_witnessed: bool,
     /// What is read when all is healed.
     pub finish: fn(Context) -> Body,
-    pub check: fn(&History) -> Vec<Finding>,
+    pub check: fn(&Case) -> Vec<Finding>,
 }
 
 pub const ALL: &[Workload] = &[
@@ -93,4 +111,24 @@ fn ask_each_member(context: Context, requests: Vec<Request>) -> Body {
         }
         Ok(())
     })
+}
+
+/// For workloads without observers.
+fn no_observer(_: Context, _: u64) -> Body {
+    Box::pin(async { Ok(()) })
+}
+
+/// Compacts now and then, and leaves so many revisions that nobody has to be told of; never what the witness has not
+/// seen yet.
+async fn compact(mut client: Client, lag: i64) -> Result<()> {
+    loop {
+        let pause = client.random_ms(1_000..5_000);
+        if !client.wait(pause).await {
+            return Ok(());
+        }
+        let revision = client.recorder().revision().min(client.recorder().witnessed()) - lag;
+        if revision > 1 {
+            client.call(Request::Compact { revision }).await;
+        }
+    }
 }

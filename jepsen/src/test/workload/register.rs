@@ -5,15 +5,14 @@
 
 use jepsen::check::{
     history::{
-        Answer, Compare, CompareResult, CompareTarget, History, KeyValue, Keys, Put, Range, Request, Txn, TxnOp,
-        TxnResult,
+        Answer, Compare, CompareResult, CompareTarget, KeyValue, Keys, Put, Range, Request, Txn, TxnOp, TxnResult,
     },
     linearizability,
     store::Store,
 };
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Client, Context};
 
 const KEYS: u64 = 4;
@@ -27,6 +26,9 @@ pub const REGISTER: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index, false)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -55,7 +57,7 @@ async fn run(context: Context, index: u64, cas: bool) -> anyhow::Result<()> {
 
 fn key(client: &mut Client) -> String {
     let generation = client.recorder().elapsed_ns() / KEY_LIFE_NS;
-    format!("register/{generation}/{}", client.random.random_range(0..KEYS))
+    format!("{}/{generation}/{}", client.workload(), client.random.random_range(0..KEYS))
 }
 
 fn read(key: &str) -> Request {
@@ -98,12 +100,13 @@ fn first_kv(answer: Answer) -> Option<KeyValue> {
 /// The keys of the last generation once more, from each member.
 fn finish(context: Context) -> Body {
     let generation = context.recorder.elapsed_ns() / KEY_LIFE_NS;
+    let workload = context.workload;
     let names = (generation.saturating_sub(1)..=generation)
-        .flat_map(|generation| (0..KEYS).map(move |key| format!("register/{generation}/{key}")));
+        .flat_map(|generation| (0..KEYS).map(move |key| format!("{workload}/{generation}/{key}")));
     super::ask_each_member(context, names.map(|key| read(&key)).collect())
 }
 
-fn check(history: &History) -> Vec<Finding> {
-    let judged = linearizability::check_keys(history, &Store::default());
-    vec![Finding::of("each key is linearizable", judged, history)]
+fn check(case: &Case) -> Vec<Finding> {
+    let judged = linearizability::check_keys(case.history, &Store::default());
+    vec![Finding::of("each key is linearizable", judged, case.history)]
 }

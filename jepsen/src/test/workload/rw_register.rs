@@ -6,10 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jepsen::check::history::{Answer, History, RegisterOp, Request, Response, Txn, TxnOp};
+use jepsen::check::{
+    cycles,
+    history::{Answer, RegisterOp, Request, Response, Txn, TxnOp},
+};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload, transaction};
+use super::{Body, Case, Finding, Workload, transaction};
 use crate::test::{
     client::{Choice, Client, Context, REQUEST_LIMIT, Unanswered},
     wire::Caller,
@@ -25,6 +28,9 @@ pub const RW_REGISTER: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -133,6 +139,6 @@ fn finish(context: Context) -> Body {
     })
 }
 
-fn check(_history: &History) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![Finding::of("no circle of dependencies", cycles::check_registers(case.history), case.history)]
 }

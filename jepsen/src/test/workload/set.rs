@@ -1,10 +1,10 @@
 //! Jepsen's set-full: elements are added, each once, and all are read again and again. What was added must be there
 //! from then on.
 
-use jepsen::check::history::{History, Keys, Put, Range, Request};
+use jepsen::check::history::{Keys, Put, Range, Request};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Client, Context};
 
 const PREFIX: &str = "set/";
@@ -17,6 +17,9 @@ pub const SET: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -49,6 +52,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![read()])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

@@ -1,9 +1,9 @@
 //! Serializable reads: they may be old, but what they show was once so, and one member never goes back.
 
-use jepsen::check::history::{History, Keys, Put, Range, Request};
+use jepsen::check::history::{Keys, Put, Range, Request};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Choice, Client, Context};
 
 const PREFIX: &str = "stale/";
@@ -17,6 +17,9 @@ pub const STALE: Workload = Workload {
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: 0,
+    observe: super::no_observer,
+    is_witnessed: true,
     finish,
     check,
 };
@@ -52,6 +55,6 @@ fn finish(_: Context) -> Body {
     Box::pin(async { Ok(()) })
 }
 
-fn check(_history: &History) -> Vec<Finding> {
+fn check(_case: &Case) -> Vec<Finding> {
     Vec::new()
 }

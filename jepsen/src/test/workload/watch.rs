@@ -1,10 +1,10 @@
 //! Watches of every kind beside writers, deletes, transactions and compactions. They are resumed when they break,
 //! where they broke, on another member.
 
-use jepsen::check::history::{DeleteRange, History, Keys, Put, Range, Request, Txn, TxnOp, WatchRequest};
+use jepsen::check::history::{DeleteRange, Keys, Put, Range, Request, Txn, TxnOp, WatchRequest};
 use rand::Rng as _;
 
-use super::{Body, Finding, Workload};
+use super::{Body, Case, Finding, Workload};
 use crate::test::{
     client::{Choice, Client, Context},
     watching,
@@ -12,28 +12,30 @@ use crate::test::{
 
 const PREFIX: &str = "watch/";
 const KEYS: u32 = 8;
-/// How many of the processes write; the others watch.
 const WRITERS: u64 = 5;
+const WATCHERS: u64 = 8;
 /// The watches must not only show what is new.
 const COMPACTION_LAG: i64 = 100;
 
 pub const WATCH: Workload = Workload {
     name: "watch",
     about: "watches are ordered, unique, atomic, reliable, resumable, bookmarkable, and tell what was before",
-    processes: WRITERS + 8,
+    processes: WRITERS,
     rate: 30.0,
     shares: true,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
+    observers: WATCHERS,
+    observe: |context, kind| Box::pin(watch(context, kind)),
+    is_witnessed: true,
     finish,
     check,
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {
     match index {
-        0 => compact(Client::choosing(&context, index, Choice::AfterFailure)).await,
-        1..WRITERS => write(Client::new(&context, index)).await,
-        _ => watch(Client::choosing(&context, index, Choice::AfterFailure), index - WRITERS).await,
+        0 => super::compact(Client::choosing(&context, index, Choice::AfterFailure), COMPACTION_LAG).await,
+        _ => write(Client::new(&context, index)).await,
     }
 }
 
@@ -73,25 +75,13 @@ fn several(client: &mut Client) -> Txn {
     Txn { success, ..Txn::default() }
 }
 
-async fn compact(mut client: Client) -> anyhow::Result<()> {
-    loop {
-        let pause = client.random_ms(1_000..4_000);
-        if !client.wait(pause).await {
-            return Ok(());
-        }
-        let revision = client.recorder().revision() - COMPACTION_LAG;
-        if revision > 1 {
-            client.call(Request::Compact { revision }).await;
-        }
-    }
-}
-
 /// Each process has a kind of watch of its own, and begins new ones, some of them in the past.
-async fn watch(mut client: Client, kind: u64) -> anyhow::Result<()> {
-    while client.goes_on().await {
+async fn watch(context: Context, kind: u64) -> anyhow::Result<()> {
+    let mut client = Client::choosing(&context, kind, Choice::AfterFailure);
+    while !client.is_stopped() {
         let request = request(&mut client, kind);
         let life = client.random_ms(4_000..15_000);
-        watching::watch(&mut client, request, life).await;
+        watching::watch(&mut client, request, Some(life)).await;
     }
     Ok(())
 }
@@ -118,15 +108,10 @@ fn request(client: &mut Client, kind: u64) -> WatchRequest {
     }
 }
 
-/// What is there in the end, and one more watch over all that is not compacted, to the last revision.
 fn finish(context: Context) -> Body {
-    Box::pin(async move {
-        let mut client = Client::choosing(&context, 0, Choice::AfterFailure);
-        client.call(Request::Range(Range { keys: Keys::prefix(PREFIX), ..Range::default() })).await;
-        Ok(())
-    })
+    super::ask_each_member(context, vec![Request::Range(Range { keys: Keys::prefix(PREFIX), ..Range::default() })])
 }
 
-fn check(_history: &History) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![case.against_truth("watches", |truth| Ok(jepsen::check::watch::check(case.history, truth, case.quiet_at)))]
 }
