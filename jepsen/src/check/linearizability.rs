@@ -154,7 +154,8 @@ fn check(
             let explanation = explain(&mut model, operations, &calls, &longest, &stuck);
             // With the end of the order, they are the smallest history that shows it.
             let end = longest[longest.len().saturating_sub(SHOWN_OF_ORDER)..].iter();
-            let entries = end.chain(&stuck).map(|operation| operations[*operation].invoked);
+            let late = first_left(&calls, &longest);
+            let entries = end.chain(&stuck).chain(&late).map(|operation| operations[*operation].invoked);
             verdict.found("not linearizable", entries.collect::<Vec<usize>>(), explanation);
         }
     }

@@ -1,6 +1,7 @@
 //! Which runs are made: one, or each workload under each nemesis.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,10 +37,10 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// The server to run
-    #[arg(long)]
-    binary: PathBuf,
-    /// The server is etcd: leave out what it is known not to hold to
-    #[arg(long)]
+    #[arg(long, required_unless_present = "etcd")]
+    binary: Option<PathBuf>,
+    /// Run the etcd that PINTLE_TEST_ETCD names, or that is in the PATH
+    #[arg(long, conflicts_with = "binary")]
     etcd: bool,
     /// Operations a second of each process
     #[arg(long)]
@@ -64,7 +65,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
 }
 
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let target = Target::new(&arguments.binary)?;
+    let target = Target::new(&arguments.server()?)?;
     let mut dir = tempfile::Builder::new().prefix("pintle-test-").tempdir()?;
     let store = arguments.store.clone().unwrap_or_else(|| dir.path().to_path_buf());
     let plans = arguments.plans(&target, &store)?;
@@ -97,13 +98,23 @@ fn print_outcome(outcome: &Outcome) {
 }
 
 impl Arguments {
+    fn server(&self) -> Result<PathBuf> {
+        if let Some(binary) = &self.binary {
+            return Ok(binary.clone());
+        }
+        let named = env::var_os("PINTLE_TEST_ETCD").map(PathBuf::from);
+        let in_path =
+            || env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join("etcd")).find(|path| path.is_file());
+        named.or_else(in_path).context("no etcd: name it in PINTLE_TEST_ETCD")
+    }
+
     fn plans(&self, target: &Target, store: &Path) -> Result<Vec<Plan>> {
         let mut plans = Vec::new();
         for (name, workloads) in self.workloads()? {
-            for nemesis in self.nemeses()? {
+            for (nemesis, nemeses) in self.nemeses()? {
                 plans.push(Plan {
                     workloads: workloads.clone(),
-                    nemesis,
+                    nemeses,
                     time: Duration::from_secs(self.time),
                     nodes: self.nodes,
                     seed: self.seed,
@@ -111,8 +122,8 @@ impl Arguments {
                     flags: self.node_flag.clone(),
                     rate: self.rate,
                     processes: self.processes,
-                    dir: store.join(format!("{name}-{}-{}", nemesis.unwrap_or(NONE), self.seed)),
-                    command: self.command(&name, nemesis.unwrap_or(NONE)),
+                    dir: store.join(format!("{name}-{nemesis}-{}", self.seed)),
+                    command: self.command(&name, nemesis),
                 });
             }
         }
@@ -135,13 +146,14 @@ impl Arguments {
         })
     }
 
-    fn nemeses(&self) -> Result<Vec<Option<&'static str>>> {
+    fn nemeses(&self) -> Result<Vec<(&str, Vec<&'static str>)>> {
         let names = nemesis::names();
         Ok(match self.nemesis.as_str() {
-            ALL => names.into_iter().map(Some).collect(),
-            NONE => vec![None],
+            ALL => names.into_iter().map(|name| (name, vec![name])).collect(),
+            NONE => vec![(NONE, Vec::new())],
             name => match names.iter().find(|known| **known == name) {
-                Some(known) => vec![Some(known)],
+                Some(known) => vec![(*known, vec![*known])],
+                None if name == MIXED => vec![(MIXED, names)],
                 None => bail!("no nemesis {name}; there are: {}", names.join(", ")),
             },
         })
@@ -149,14 +161,12 @@ impl Arguments {
 
     fn command(&self, workload: &str, nemesis: &str) -> String {
         let mut command = format!(
-            "pintle-jepsen test --workload {workload} --nemesis {nemesis} --time {} --nodes {} --seed {} --binary {}",
-            self.time,
-            self.nodes,
-            self.seed,
-            self.binary.display(),
+            "pintle-jepsen test --workload {workload} --nemesis {nemesis} --time {} --nodes {} --seed {}",
+            self.time, self.nodes, self.seed,
         );
-        if self.etcd {
-            command.push_str(" --etcd");
+        match &self.binary {
+            Some(binary) => command.push_str(&format!(" --binary {}", binary.display())),
+            None => command.push_str(" --etcd"),
         }
         if let Some(rate) = self.rate {
             command.push_str(&format!(" --rate {rate}"));

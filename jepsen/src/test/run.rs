@@ -45,8 +45,8 @@ const SUCCESSES_PER_SECOND_MIN: f64 = 2.0;
 pub struct Plan {
     /// More than one share the cluster, each with keys and processes of its own.
     pub workloads: Vec<&'static Workload>,
-    /// `None`: no faults.
-    pub nemesis: Option<&'static str>,
+    /// None: no faults. Several: any of them each time.
+    pub nemeses: Vec<&'static str>,
     pub time: Duration,
     pub nodes: usize,
     pub seed: u64,
@@ -74,7 +74,12 @@ impl Plan {
             [workload] => workload.name,
             _ => "mixed",
         };
-        format!("{workload} under {}", self.nemesis.unwrap_or("no faults"))
+        let nemesis = match self.nemeses.as_slice() {
+            [] => "no faults",
+            [nemesis] => nemesis,
+            _ => "mixed faults",
+        };
+        format!("{workload} under {nemesis}")
     }
 
     fn all_flags(&self) -> Vec<String> {
@@ -166,12 +171,13 @@ impl<'a> Run<'a> {
             observers.spawn(watching::witness(Context { workload: WITNESS, ..self.contexts[0].clone() }));
         }
         let until = Instant::now() + self.plan.time;
-        let raging = match self.plan.nemesis {
-            Some(name) => {
-                let mut nemesis: Box<dyn Nemesis> = nemesis::by_name(name)?;
-                storm::rage(&mut *nemesis, nodes, &self.recorder, self.plan.seed, until, &mut self.toll).await
+        let raging = match self.plan.nemeses.is_empty() {
+            false => {
+                let nemeses = self.plan.nemeses.iter().map(|name| nemesis::by_name(name));
+                let mut nemeses: Vec<Box<dyn Nemesis>> = nemeses.collect::<Result<_>>()?;
+                storm::rage(&mut nemeses, nodes, &self.recorder, self.plan.seed, until, &mut self.toll).await
             }
-            None => {
+            true => {
                 tokio::time::sleep_until(until).await;
                 Ok(())
             }
@@ -306,7 +312,7 @@ impl<'a> Run<'a> {
         let without_effect = self.toll.without_effect();
         let result = match () {
             () if successes < wanted => Err(anyhow::anyhow!("{successes} operations succeeded; {wanted} are wanted")),
-            () if self.plan.nemesis.is_some() && self.toll.faults == 0 => Err(anyhow::anyhow!("no fault was made")),
+            () if !self.plan.nemeses.is_empty() && self.toll.faults == 0 => Err(anyhow::anyhow!("no fault was made")),
             () if !without_effect.is_empty() => Err(anyhow::anyhow!("without effect: {}", without_effect.join(", "))),
             () => Ok(format!("{successes} operations succeeded")),
         };

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jepsen::check::history::{FaultNote, FaultPhase};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedMutRandom as _};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -34,9 +34,10 @@ impl Toll {
     }
 }
 
-/// Strikes and heals until the time is over. What happened until an error is in the toll too.
+/// Strikes and heals, each time with any of the nemeses, until the time is over. What happened until an error is in the
+/// toll too.
 pub async fn rage(
-    nemesis: &mut dyn Nemesis,
+    nemeses: &mut [Box<dyn Nemesis>],
     nodes: &mut Nodes,
     recorder: &Recorder,
     seed: u64,
@@ -50,7 +51,8 @@ pub async fn rage(
         let begin = Instant::now();
         let interval = Duration::from_millis(random.random_range(INTERVAL_MS));
         let hold = interval.mul_f64(random.random_range(0.2..0.8));
-        one_fault(nemesis, nodes, recorder, &mut random, hold, toll).await?;
+        let nemesis = nemeses.choose_mut(&mut random).expect("a run with faults has a nemesis");
+        one_fault(&mut **nemesis, nodes, recorder, &mut random, hold, toll).await?;
         nodes.check_running()?;
         let calm = interval.saturating_sub(begin.elapsed()).max(CALM_MIN);
         sleep(calm.min(until.saturating_duration_since(Instant::now()))).await;

@@ -38,14 +38,16 @@ pub struct Anomaly {
 
 impl Anomaly {
     pub fn html(&self) -> String {
-        let mut html = format!("<h3>{}</h3>\n<pre>{}</pre>\n", escape(&self.title), escape(&self.text));
+        let (title, text) = (escape(&self.title), escape(&self.text));
         if self.steps.is_empty() {
-            return html;
+            return format!("<h3>{title}</h3>\n<pre>{text}</pre>\n");
         }
+        let mut html = format!("<h3>{title}</h3>\n");
         if self.steps.len() <= DRAWN_MAX {
             html.push_str(&format!("<div class=wide>{}</div>\n", self.picture()));
         }
         html.push_str(&self.list());
+        html.push_str(&format!("<details><summary>in the checker's words</summary><pre>{text}</pre></details>\n"));
         html
     }
 
@@ -63,7 +65,8 @@ impl Anomaly {
                 let (begin, end) = places[&index];
                 let (x, bar) = (NAMES + begin as f64 * STEP, (end - begin) as f64 * STEP - 4.0);
                 let class = step.outcome.class();
-                let (full, shown) = (escape(&step.text), escape(&fit(&step.text, bar - 10.0)));
+                let text = format!("{} {}", index + 1, step.text);
+                let (full, shown) = (escape(&text), escape(&fit(&text, bar - 10.0)));
                 shapes.push_str(&format!(
                     "<g><title>{full}</title><rect class='bar {class}' x={x} y={y} width={bar} height=26 rx=4 />\
                      <text class=on x={} y={middle}>{shown}</text></g>\n",
@@ -98,12 +101,13 @@ impl Anomaly {
 
     fn list(&self) -> String {
         let mut rows = String::new();
-        for step in &self.steps {
+        for (index, step) in self.steps.iter().enumerate() {
             let end = step.end.map_or_else(|| "never".to_owned(), |end| format!("{end:.6}"));
             let class = step.outcome.class();
             rows.push_str(&format!(
-                "<tr><td class=number>{:.6}<td class=number>{end}<td class=number>{}<td><span class='tag {class}'>{}</span>\
-                 <td><code>{}</code></tr>\n",
+                "<tr><td class=number>{}<td class=number>{:.6}<td class=number>{end}<td class=number>{}\
+                 <td><span class='tag {class}'>{}</span><td><code>{}</code></tr>\n",
+                index + 1,
                 step.begin,
                 short(step.process as f64),
                 step.outcome.class(),
@@ -111,7 +115,9 @@ impl Anomaly {
             ));
         }
         format!(
-            "<div class=wide><table><tr><th>begin s<th>end s<th>process<th>outcome<th>operation</tr>\n{rows}</table></div>\n"
+            "<div class=wide><table><tr><th class=number>#<th class=number>begin s\
+             <th class=number>end s<th class=number>process\
+             <th>outcome<th>operation</tr>\n{rows}</table></div>\n"
         )
     }
 }

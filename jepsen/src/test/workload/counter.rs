@@ -13,7 +13,7 @@ pub const COUNTER: Workload = Workload {
     about: "a key's version counts each put once",
     processes: 8,
     rate: 30.0,
-    shares: true,
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 0,

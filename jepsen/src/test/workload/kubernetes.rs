@@ -2,11 +2,16 @@
 //! created if they are not there, updated and deleted if they are as they were read, all by `mod_revision`; caches are
 //! filled by a list and kept by a watch from its revision on. Every cache must be what the store held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use jepsen::check::history::{
-    Answer, Blob, Compare, CompareResult, CompareTarget, DeleteRange, KeyValue, Keys, Put, Range, Request, Response,
-    Txn, TxnOp, TxnResult, WatchRequest,
+use jepsen::check::{
+    history::{
+        Answer, Blob, Compare, CompareResult, CompareTarget, DeleteRange, Event, History, KeyValue, Keys, Put, Range,
+        Request, Response, Txn, TxnOp, TxnResult, WatchRequest,
+    },
+    linearizability,
+    store::Store,
+    watch,
 };
 use rand::{Rng as _, seq::IteratorRandom as _};
 
@@ -162,6 +167,29 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+/// A cache is what its watch told since its list; each object's changes follow each other.
+fn check(case: &Case) -> Vec<Finding> {
+    let caches = |truth: &Store| Ok(watch::check(case.history, truth, case.quiet_at));
+    let objects = changes_of(case.history);
+    let changes = linearizability::check_keys(&objects, &Store::default());
+    vec![
+        case.against_truth("caches agree with the store", caches),
+        Finding::of("changes by revision", changes, &objects),
+    ]
+}
+
+/// The history without lists and compactions, which are about many keys.
+fn changes_of(history: &History) -> History {
+    let mut changes = History::default();
+    let mut left_out = HashSet::new();
+    for entry in history.entries() {
+        match &entry.event {
+            Event::Invoke(Request::Range(_) | Request::Compact { .. } | Request::Watch { .. }) => {
+                left_out.insert(entry.process);
+            }
+            Event::Ok(_) | Event::Fail(_) | Event::Info(_) if left_out.remove(&entry.process) => (),
+            _ => changes.push(entry.clone()),
+        }
+    }
+    changes
 }

@@ -22,7 +22,7 @@ pub const LEASE: Workload = Workload {
     about: "leases expire not early, and then with all their keys at one revision",
     processes: 8,
     rate: 10.0,
-    shares: true,
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 1,

@@ -26,7 +26,7 @@ pub const LOCKS: Workload = Workload {
     about: "effects guarded by a lock or a leadership exclude each other",
     processes: 6,
     rate: 20.0,
-    shares: true,
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 0,

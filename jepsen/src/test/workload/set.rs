@@ -14,7 +14,7 @@ pub const SET: Workload = Workload {
     about: "what was added is read from then on, and once",
     processes: 6,
     rate: 10.0,
-    shares: true,
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 0,

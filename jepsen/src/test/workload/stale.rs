@@ -14,7 +14,7 @@ pub const STALE: Workload = Workload {
     about: "serializable reads show states that existed, and a member never goes back",
     processes: 9,
     rate: 30.0,
-    shares: true,
+    shares: false,
     flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 0,
