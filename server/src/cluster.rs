@@ -2,10 +2,7 @@
 //!
 //! Whichever member is asked, the leader decides: `raft::Node::change_members`.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::UNIX_EPOCH};
 
 use proto::{
     EtcdError, MemberId,
@@ -16,6 +13,7 @@ use proto::{
     },
 };
 use raft::{Change, ChangeError};
+use storage::host;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -73,7 +71,7 @@ impl Cluster for ClusterService {
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_urls = checked(&peer_ur_ls)?;
         self.ctx.auth.require_admin(&caller).await?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = host::system_time().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let id = identity::added_member_id(&peer_urls, now);
         let peer_urls = urls::to_strings(&peer_urls);
         let change = match is_learner {

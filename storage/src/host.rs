@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Waker},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
@@ -25,6 +25,8 @@ pub trait Host: Send + Sync {
     fn is_running(&self, waker: &Waker) -> bool;
     /// This host's monotonic clock.
     fn now(&self) -> Instant;
+    /// This host's wall clock.
+    fn system_time(&self) -> SystemTime;
 }
 
 thread_local! {
@@ -122,6 +124,14 @@ pub fn now() -> Instant {
     CURRENT.with_borrow(|host| match host {
         None => Instant::now(),
         Some(host) => host.now(),
+    })
+}
+
+/// The wall clock.
+pub fn system_time() -> SystemTime {
+    CURRENT.with_borrow(|host| match host {
+        None => SystemTime::now(),
+        Some(host) => host.system_time(),
     })
 }
 
