@@ -14,6 +14,7 @@ mod planted;
 mod probe;
 mod process;
 mod reconfigure;
+mod simulate;
 mod test;
 mod tls;
 mod verify;
@@ -42,6 +43,8 @@ enum Command {
     Rounds(test::rounds::Arguments),
     /// Runs workloads under faults on machines of its own and checks what the clients were told; needs root
     Test(test::Arguments),
+    /// Runs whole clusters under simulated time, network and disk, and all that can go wrong
+    Simulate(simulate::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
     Damage(damage::Arguments),
     /// Floods a member in many ways and watches its memory and what a well-behaved client gets
@@ -60,6 +63,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let command = Arguments::parse().command;
+    if let Command::Simulate(arguments) = &command
+        && let Some(seed) = arguments.one()
+    {
+        return simulate::run_one(arguments, seed);
+    }
     if let Command::PowerCut(_) | Command::Rounds(_) | Command::Test(_) = command {
         // Before there are other threads, which would stay outside.
         test::nodes::sandbox::enter()?;
@@ -75,6 +83,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::PowerCut(arguments) => test::rounds::run_power_cut(arguments).await,
         Command::Rounds(arguments) => test::rounds::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
+        Command::Simulate(arguments) => simulate::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,
         Command::Planted(arguments) => planted::run(arguments).await,

@@ -62,6 +62,12 @@ impl SimHost {
         Arc::new(SimHost { state: Mutex::default(), began: tokio::time::Instant::now().into_std() })
     }
 
+    /// The same machine, booted anew: its clocks go on as they were.
+    pub fn of(before: &SimHost) -> Arc<SimHost> {
+        let clock = before.state.lock().clock;
+        Arc::new(SimHost { state: Mutex::new(State { clock, ..State::default() }), began: before.began })
+    }
+
     fn elapsed(&self) -> Duration {
         tokio::time::Instant::now().into_std().saturating_duration_since(self.began)
     }

@@ -1,0 +1,300 @@
+//! The members of a run, and what is known of each.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use proto::{MemberId, etcdserverpb as pb, etcdserverpb::cluster_client::ClusterClient};
+use rand::{Rng as _, rngs::StdRng};
+use tokio::{task::AbortHandle, time::timeout};
+use tonic::Status;
+
+use super::{
+    clients::{self, Endpoints},
+    member::{End, Place, Settings, SimMember, places, url_of},
+    network::Network,
+    world::World,
+};
+
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// The number by which the nemesis calls.
+const NEMESIS: u64 = 900;
+
+/// What must never go back, by member.
+#[derive(Default)]
+struct Seen {
+    term: u64,
+    committed: u64,
+}
+
+pub struct Cluster {
+    pub world: Arc<World>,
+    pub network: Arc<Network>,
+    pub members: BTreeMap<u64, SimMember>,
+    /// Those whose disk is not to be trusted any more, until they are replaced.
+    pub damaged: BTreeSet<u64>,
+    /// Those that may stop by themselves: a fault of their disk says so.
+    pub may_stop: BTreeSet<u64>,
+    pub endpoints: Endpoints,
+    settings: Settings,
+    watchers: BTreeMap<u64, AbortHandle>,
+    /// Who led in each term.
+    leaders: BTreeMap<u64, MemberId>,
+    seen: BTreeMap<u64, Seen>,
+    next_number: u64,
+}
+
+impl Cluster {
+    /// A new cluster, started. Stores stand below `folder`.
+    pub fn start(
+        size: u64,
+        folder: &Path,
+        settings: Settings,
+        world: &Arc<World>,
+        network: &Arc<Network>,
+        rng: &mut StdRng,
+    ) -> Result<Cluster> {
+        let numbers: Vec<u64> = (1..=size).collect();
+        let places = places(&numbers, &settings)?;
+        let mut cluster = Cluster {
+            world: world.clone(),
+            network: network.clone(),
+            members: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+            may_stop: BTreeSet::new(),
+            endpoints: Endpoints::default(),
+            settings,
+            watchers: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            next_number: size + 1,
+        };
+        for (number, place) in std::iter::zip(numbers, places) {
+            cluster.add(number, place, folder, rng)?;
+        }
+        Ok(cluster)
+    }
+
+    fn add(&mut self, number: u64, place: Place, folder: &Path, rng: &mut StdRng) -> Result<()> {
+        let network = self.network.clone();
+        let mut member = SimMember::new(number, place, folder, &self.settings, network, rng.random())?;
+        member.disk.set_sync_time(Duration::from_micros(500)..=Duration::from_millis(5));
+        member.start();
+        self.members.insert(number, member);
+        self.endpoints.lock().push(number);
+        let watcher = tokio::spawn(clients::watch(self.world.clone(), self.network.clone(), number));
+        self.watchers.insert(number, watcher.abort_handle());
+        Ok(())
+    }
+
+    /// The members' numbers.
+    pub fn numbers(&self) -> Vec<u64> {
+        self.members.keys().copied().collect()
+    }
+
+    /// Those that take part now: up, and not paused.
+    pub fn working(&self) -> Vec<u64> {
+        let works = |member: &&SimMember| member.up().is_some() && !member.is_paused;
+        self.members.values().filter(works).map(|member| member.number).collect()
+    }
+
+    /// Who leads in the highest term.
+    pub fn leader(&self) -> Option<u64> {
+        let leading = |member: &SimMember| {
+            let status = member.up()?.ctx.node.status();
+            status.is_leader.then_some((status.term, member.number))
+        };
+        self.members.values().filter(|member| !member.is_paused).filter_map(leading).max().map(|(_, number)| number)
+    }
+
+    pub fn member(&mut self, number: u64) -> &mut SimMember {
+        self.members.get_mut(&number).expect("a member's number")
+    }
+
+    pub async fn end(&mut self, number: u64, end: End) -> Result<()> {
+        let member = self.member(number);
+        member.end(end).await.with_context(|| format!("the files of n{number}"))
+    }
+
+    /// Looks at every member: has it stopped, and does what may never go back go back?
+    pub async fn look(&mut self) -> Result<()> {
+        for number in self.numbers() {
+            if let Some(reason) = self.member(number).take_failure() {
+                self.stopped(number, reason).await?;
+            }
+            let Some(member) = self.members[&number].up() else { continue };
+            let status = member.ctx.node.status();
+            if status.is_leader {
+                let leader = *self.leaders.entry(status.term).or_insert(member.ctx.member);
+                if leader != member.ctx.member {
+                    self.world.violated(format!("{leader} and n{number} lead in term {}", status.term));
+                }
+            }
+            let seen = self.seen.entry(number).or_default();
+            if status.term < seen.term {
+                self.world.violated(format!("n{number} went back from term {} to {}", seen.term, status.term));
+            }
+            if status.applied_index > status.committed_index {
+                let (applied, committed) = (status.applied_index, status.committed_index);
+                self.world.violated(format!("n{number} has applied {applied} and knows {committed} as committed"));
+            }
+            (seen.term, seen.committed) = (status.term, status.committed_index);
+        }
+        Ok(())
+    }
+
+    /// A member has stopped by itself.
+    async fn stopped(&mut self, number: u64, reason: String) -> Result<()> {
+        self.world.trace(format_args!("n{number} has stopped: {reason}"));
+        if reason == "removed" {
+            self.world.mark("removed members that stopped");
+        } else if self.may_stop.remove(&number) || self.damaged.contains(&number) {
+            self.world.mark("members that stopped for their disk");
+        } else if reason.contains("already been bootstrapped") {
+            self.world.mark("members that were refused without their data");
+        } else {
+            self.world.violated(format!("n{number} stopped without a reason of ours: {reason}"));
+        }
+        self.end(number, End::Kill).await
+    }
+
+    /// Compares the members that have come equally far.
+    pub fn compare(&self) {
+        let mut hashes: BTreeMap<(i64, i64), (u64, u32)> = BTreeMap::new();
+        for member in self.members.values().filter(|member| !self.damaged.contains(&member.number)) {
+            let Some(up) = member.up() else { continue };
+            let store = &up.ctx.store;
+            match store.hash_kv(0) {
+                Ok(hash) => {
+                    self.world.mark("hashes compared");
+                    let at = (hash.revision, hash.compact_revision);
+                    let (other, known) = *hashes.entry(at).or_insert((member.number, hash.hash));
+                    if known != hash.hash {
+                        self.world.violated(format!("n{other} and n{} differ at revision {}", member.number, at.0));
+                    }
+                }
+                Err(error) => self.world.violated(format!("n{}: {error:?}", member.number)),
+            }
+        }
+    }
+
+    /// Whether all members that are up hold the same.
+    pub fn is_converged(&self) -> bool {
+        let up: Vec<_> = self.members.values().map(|member| member.up()).collect();
+        let revisions: BTreeSet<Option<i64>> = up.iter().map(|up| up.as_ref().map(|up| up.ctx.store.revision())).collect();
+        revisions.len() == 1 && !revisions.contains(&None)
+    }
+
+    fn client(&self, number: u64) -> ClusterClient<raft::PeerChannel> {
+        ClusterClient::new(self.network.channel(NEMESIS, number))
+    }
+
+    /// The members as one of those that work knows them.
+    pub async fn list(&self) -> Option<Vec<pb::Member>> {
+        let asked = *self.working().first()?;
+        let request = pb::MemberListRequest { linearizable: true };
+        let answer = timeout(CALL_LIMIT, async { self.client(asked).member_list(request).await }).await.ok()?;
+        Some(answer.ok()?.into_inner().members)
+    }
+
+    /// Removes a member, and ends its process if it does not do so itself. Whether that is certain.
+    pub async fn remove(&mut self, number: u64) -> Result<bool> {
+        let id = self.members[&number].place.id.0;
+        let Some(asked) = self.working().into_iter().find(|other| *other != number) else { return Ok(false) };
+        let request = pb::MemberRemoveRequest { id };
+        let call = async { self.client(asked).member_remove(request).await };
+        let answer = timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(Status::unavailable("no answer")));
+        self.world.trace(format_args!("remove n{number}: {:?}", answer.as_ref().map(drop).map_err(Status::message)));
+        let is_gone = match answer {
+            Ok(_) => true,
+            // It may have been done: then the list says so.
+            Err(_) => self.list().await.is_some_and(|members| members.iter().all(|member| member.id != id)),
+        };
+        if is_gone {
+            self.forget(number).await?;
+        }
+        Ok(is_gone)
+    }
+
+    async fn forget(&mut self, number: u64) -> Result<()> {
+        self.end(number, End::Kill).await?;
+        self.member(number).wipe()?;
+        self.members.remove(&number);
+        self.endpoints.lock().retain(|other| *other != number);
+        if let Some(watcher) = self.watchers.remove(&number) {
+            watcher.abort();
+        }
+        self.damaged.remove(&number);
+        self.may_stop.remove(&number);
+        self.seen.remove(&number);
+        self.world.mark("members removed");
+        Ok(())
+    }
+
+    /// Adds a member under a new number. Whether it was done.
+    pub async fn join(&mut self, is_learner: bool, folder: &Path, rng: &mut StdRng) -> Result<bool> {
+        let Some(asked) = self.working().first().copied() else { return Ok(false) };
+        let number = self.next_number;
+        self.next_number += 1;
+        let request = pb::MemberAddRequest { peer_ur_ls: vec![url_of(number)], is_learner };
+        let call = async { self.client(asked).member_add(request).await };
+        let answer = timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(Status::unavailable("no answer")));
+        self.world.trace(format_args!("add n{number}: {:?}", answer.as_ref().map(drop).map_err(Status::message)));
+        let members = match answer {
+            Ok(answer) => answer.into_inner().members,
+            Err(_) => self.list().await.unwrap_or_default(),
+        };
+        let url = url_of(number);
+        let Some(added) = members.iter().find(|member| member.peer_ur_ls.contains(&url)) else { return Ok(false) };
+        let members: Vec<raft::Member> = members
+            .iter()
+            .map(|member| raft::Member {
+                id: MemberId(member.id),
+                name: member.name.clone(),
+                peer_urls: member.peer_ur_ls.clone(),
+                client_urls: Vec::new(),
+                is_learner: member.is_learner,
+            })
+            .collect();
+        let cluster = self.members.values().next().context("a cluster has members")?.place.cluster;
+        let place = Place { id: MemberId(added.id), cluster, members, is_joining: true };
+        self.add(number, place, folder, rng)?;
+        self.world.mark(if is_learner { "learners added" } else { "voters added" });
+        Ok(true)
+    }
+
+    /// Makes voters of the learners that have caught up.
+    pub async fn promote(&mut self) {
+        for member in self.list().await.unwrap_or_default().iter().filter(|member| member.is_learner) {
+            let Some(asked) = self.working().first().copied() else { return };
+            let request = pb::MemberPromoteRequest { id: member.id };
+            let call = async { self.client(asked).member_promote(request).await };
+            let answer = timeout(CALL_LIMIT, call).await;
+            let told = answer.map(|answer| answer.map(drop).map_err(|status| status.message().to_string()));
+            self.world.trace(format_args!("promote {:x}: {told:?}", member.id));
+            if told == Ok(Ok(())) {
+                self.world.mark("learners promoted");
+            }
+        }
+    }
+
+    /// Hands leadership to another member.
+    pub async fn move_leader(&self, rng: &mut StdRng) {
+        let Some(leader) = self.leader() else { return };
+        let others: Vec<u64> = self.working().into_iter().filter(|number| *number != leader).collect();
+        if others.is_empty() {
+            return;
+        }
+        let target = self.members[&others[rng.random_range(0..others.len())]].place.id.0;
+        let mut client =
+            pb::maintenance_client::MaintenanceClient::new(self.network.channel(NEMESIS, leader));
+        let request = pb::MoveLeaderRequest { target_id: target };
+        if let Ok(Ok(_)) = timeout(CALL_LIMIT, client.move_leader(request)).await {
+            self.world.mark("leadership handed over");
+        }
+    }
+}
