@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -47,7 +47,9 @@ pub struct Arguments {
 pub fn run_one(arguments: &Arguments, seed: u64) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("pintle-simulation-").tempdir_in(&arguments.folder)?;
     let time = Duration::from_secs_f64(arguments.minutes * 60.0);
-    let verdict = run::run(seed, time, folder.path(), arguments.tell)?;
+    // What names the directory is part of what happens: it is the same in all runs.
+    std::env::set_current_dir(folder.path())?;
+    let verdict = run::run(seed, time, Path::new("."), arguments.tell)?;
     drop(folder);
     if arguments.json {
         println!("{}", serde_json::to_string(&verdict)?);
@@ -161,7 +163,7 @@ fn hours(time: Duration) -> f64 {
     time.as_secs_f64() / 3600.0
 }
 
-async fn in_process(program: &std::path::Path, arguments: &Arguments, seed: u64) -> Result<Verdict> {
+async fn in_process(program: &Path, arguments: &Arguments, seed: u64) -> Result<Verdict> {
     let child = Command::new(program)
         .arg("simulate")
         .args(["--seed", &seed.to_string(), "--minutes", &arguments.minutes.to_string(), "--json"])

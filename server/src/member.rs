@@ -76,7 +76,7 @@ impl Member {
         let (hub, clock) = (watch::Hub::new(), lease::Clock::new());
         let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
         let metrics = Metrics::new(dir.identity.member, config.tuning.metrics, &config.gates)?;
-        let observer = Observer::new(hub.clone(), clock.clone(), tokens.clone(), metrics.clone());
+        let observer = Observer::new(&hub, &clock, &tokens, &metrics);
         let store = open_store(dir, observer, config.tuning, machine.cache_bytes).await?;
         dir.check_log(machine.disk.as_ref(), store.applied().index)?;
         hub.attach(store.clone());

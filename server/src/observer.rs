@@ -1,39 +1,64 @@
 //! Tells the watches, the lease clock, the tokens and the metrics what was applied.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use storage::{Change, Work};
 
 use crate::{auth::Tokens, lease::Clock, metrics::Metrics, watch::Hub};
 
+/// Keeps none of them: they hold the store, which holds this.
 pub struct Observer {
-    hub: Arc<Hub>,
-    clock: Arc<Clock>,
-    tokens: Arc<Tokens>,
-    metrics: Arc<Metrics>,
+    hub: Weak<Hub>,
+    clock: Weak<Clock>,
+    tokens: Weak<Tokens>,
+    metrics: Weak<Metrics>,
 }
 
 impl Observer {
-    pub fn new(hub: Arc<Hub>, clock: Arc<Clock>, tokens: Arc<Tokens>, metrics: Arc<Metrics>) -> Self {
-        Observer { hub, clock, tokens, metrics }
+    pub fn new(hub: &Arc<Hub>, clock: &Arc<Clock>, tokens: &Arc<Tokens>, metrics: &Arc<Metrics>) -> Self {
+        Observer {
+            hub: Arc::downgrade(hub),
+            clock: Arc::downgrade(clock),
+            tokens: Arc::downgrade(tokens),
+            metrics: Arc::downgrade(metrics),
+        }
     }
 }
 
 impl storage::Observer for Observer {
     fn applied(&self, change: Change) {
-        self.tokens.applied(&change.auth);
-        change.leases.iter().for_each(|lease| self.metrics.store.lease_changed(lease));
-        self.clock.applied(&change.leases);
-        self.hub.applied(change);
+        if let Some(tokens) = self.tokens.upgrade() {
+            tokens.applied(&change.auth);
+        }
+        if let Some(metrics) = self.metrics.upgrade() {
+            change.leases.iter().for_each(|lease| metrics.store.lease_changed(lease));
+        }
+        if let Some(clock) = self.clock.upgrade() {
+            clock.applied(&change.leases);
+        }
+        if let Some(hub) = self.hub.upgrade() {
+            hub.applied(change);
+        }
     }
 
     fn restored(&self, revision: i64, compacted: i64) {
-        self.tokens.restored();
-        self.clock.restored();
-        self.hub.restored(revision, compacted);
+        if let Some(tokens) = self.tokens.upgrade() {
+            tokens.restored();
+        }
+        if let Some(clock) = self.clock.upgrade() {
+            clock.restored();
+        }
+        if let Some(hub) = self.hub.upgrade() {
+            hub.restored(revision, compacted);
+        }
     }
 
     fn took(&self, work: Work, time: Duration) {
-        self.metrics.took(work, time);
+        if let Some(metrics) = self.metrics.upgrade() {
+            metrics.took(work, time);
+        }
     }
 }

@@ -321,8 +321,9 @@ impl Client {
     /// Puts some keys at one revision.
     async fn put_several(&mut self) {
         let Some((member, channel)) = self.channel() else { return };
-        let first = self.rng.random_range(0..self.load.keys);
-        let keys = (first..first + 3).map(|n| Bytes::from(format!("k{:04}", n % self.load.keys.max(4))));
+        let count = self.load.keys.max(4);
+        let first = self.rng.random_range(0..count);
+        let keys = (first..first + 3).map(|n| Bytes::from(format!("k{:04}", n % count)));
         let values: Vec<(Bytes, Bytes)> = keys.map(|key| (key, self.value())).collect();
         let floor = self.world.oracle().floor();
         let what = self.name("put three", member);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use axum::Router;
 use parking_lot::Mutex;
 use proto::{ClusterId, MemberId};
 use raft::Reach;
@@ -32,6 +33,8 @@ use super::{
 /// Small, so that the log is cut often.
 const SEGMENT_BYTES: u64 = 64 << 10;
 const WAL: &str = "/wal";
+/// What members call of each other; the rest is for clients.
+const PEER_PATHS: &str = "/peer.Peer/";
 
 /// How a member ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,12 +301,12 @@ async fn live(
     data: &DataDir,
     machine: Machine,
     life: &Mutex<Life>,
-    serve: impl FnOnce(axum::Router),
+    serve: impl FnOnce(Router),
 ) -> Result<String> {
     let mut member = Member::start(config, data, machine).await?;
     let (_, none) = tokio::sync::mpsc::channel(1);
     let mut failures = std::mem::replace(&mut member.failures, none);
-    let routes = member.client_routes(config).await?.merge(member.peer_routes());
+    let routes = apart(member.peer_routes(), member.client_routes(config).await?);
     let mut status = member.ctx.node.watch_status();
     serve(routes);
     *life.lock() = Life::Up(Arc::new(member));
@@ -318,6 +321,15 @@ async fn live(
         reason = fatal => reason,
         Some(reason) = failures.recv() => reason,
     })
+}
+
+/// What members call goes to the one, the rest to the other.
+fn apart(peers: Router, clients: Router) -> Router {
+    Router::new().fallback_service(tower::service_fn(move |request: http::Request<axum::body::Body>| {
+        let of_peers = request.uri().path().starts_with(PEER_PATHS);
+        let mut routes = if of_peers { peers.clone() } else { clients.clone() };
+        tower::Service::call(&mut routes, request)
+    }))
 }
 
 /// A directory as it is now. RocksDB's tables never change, and are linked.

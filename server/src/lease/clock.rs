@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -40,7 +40,8 @@ pub struct Clock {
     granted: Notify,
     /// Leases were revoked, or this member does not lead any more.
     changed: Notify,
-    member: OnceLock<Arc<dyn Member>>,
+    /// Weak: the member's services hold the clock.
+    member: OnceLock<Weak<dyn Member>>,
     renewed: AtomicU64,
     expired: AtomicU64,
 }
@@ -62,7 +63,7 @@ impl Clock {
     }
 
     pub(super) fn start(self: &Arc<Self>, member: Arc<dyn Member>) {
-        assert!(self.member.set(member.clone()).is_ok(), "a clock is attached once");
+        assert!(self.member.set(Arc::downgrade(&member)).is_ok(), "a clock is attached once");
         if let Some(interval) = member.checkpoint_interval() {
             self.table.lock().checkpoint_every(interval);
         }
@@ -92,7 +93,7 @@ impl Clock {
     /// The store was replaced by another.
     pub fn restored(&self) {
         // Without a member the clock has not started: it will read all leases when it does.
-        if let Some(member) = self.member.get() {
+        if let Some(member) = self.member.get().and_then(Weak::upgrade) {
             self.reload(member.as_ref());
         }
         self.changed.notify_waiters();
@@ -106,6 +107,7 @@ impl Clock {
     /// Renews a lease, on the leader. The TTL that it has now, in seconds; 0 when there is no such lease.
     pub(super) async fn keep_alive(&self, id: LeaseId) -> Result<i64, Status> {
         let member = self.member()?;
+        let member = member.as_ref();
         let shutdown = member.shutdown();
         loop {
             let changed = self.changed.notified();
@@ -133,7 +135,7 @@ impl Clock {
     /// What is left of a lease, on the leader. TTL -1 when there is no such lease.
     pub(super) async fn time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTimeToLiveResponse, Status> {
         let member = self.member()?;
-        let term = self.confirm_leading(member).await?;
+        let term = self.confirm_leading(member.as_ref()).await?;
         let left = {
             let table = self.table.lock();
             if table.leading() != Some(term) {
@@ -157,9 +159,9 @@ impl Clock {
         self.table.lock().leading()
     }
 
-    fn member(&self) -> Result<&dyn Member, Status> {
-        // Not started yet: nobody has elected this member.
-        self.member.get().map(Arc::as_ref).ok_or_else(|| EtcdError::NotLeader.into())
+    fn member(&self) -> Result<Arc<dyn Member>, Status> {
+        // Not started yet: nobody has elected this member. Or it has ended.
+        self.member.get().and_then(Weak::upgrade).ok_or_else(|| EtcdError::NotLeader.into())
     }
 
     fn reload(&self, member: &dyn Member) {

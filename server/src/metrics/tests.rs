@@ -26,7 +26,7 @@ fn families(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
 }
 
 fn observe_everything(metrics: &Arc<Metrics>) {
-    let observer = Observer::new(Hub::new(), Clock::new(), Arc::new(Tokens::None), metrics.clone());
+    let observer = Observer::new(&Hub::new(), &Clock::new(), &Arc::new(Tokens::None), metrics);
     for work in [
         Work::Command { op: "Put", is_done: true },
         Work::Batch { entries: 1 },
@@ -96,7 +96,7 @@ fn the_page_shows_what_is_now() {
 #[test]
 fn leases_are_counted_as_they_change() {
     let metrics = Metrics::for_tests();
-    let observer = Observer::new(Hub::new(), Clock::new(), Arc::new(Tokens::None), metrics.clone());
+    let observer = Observer::new(&Hub::new(), &Clock::new(), &Arc::new(Tokens::None), &metrics);
     let id = LeaseId(1);
     let leases = vec![LeaseChange::Granted { id, ttl: 60 }, LeaseChange::Revoked { id }];
     observer.applied(Change { leases, ..Default::default() });

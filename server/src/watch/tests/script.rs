@@ -32,7 +32,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let hub = Hub::new();
         let (tokens, metrics) = (Arc::new(Tokens::None), Metrics::for_tests());
-        let observer = Arc::new(Observer::new(hub.clone(), Clock::new(), tokens, metrics));
+        let observer = Arc::new(Observer::new(&hub, &Clock::new(), &tokens, &metrics));
         let store = Store::open(dir.path(), Options { observer, cache_bytes: 1 << 20 }).unwrap();
         hub.attach(store.clone());
         let client = Client::open(&hub, member);
