@@ -6,7 +6,7 @@
 //! damage, and must be no obstacle.
 
 mod cases;
-mod layout;
+pub mod layout;
 
 use std::{
     fs, io,

@@ -278,20 +278,23 @@ impl Node {
 
     /// Waits until the started process serves clients (`None`) or has exited.
     pub async fn ready_or_exit(&mut self) -> Result<Option<ExitStatus>> {
+        match self.ready_or_wait().await? {
+            true => Ok(None),
+            false => Ok(Some(self.exited().await?)),
+        }
+    }
+
+    /// Waits until the started process serves clients, or is gone (false); [`Node::exited`] says how it ended.
+    pub async fn ready_or_wait(&mut self) -> Result<bool> {
         let process = self.process.as_mut().with_context(|| format!("{} is not started", self.name))?;
         let outcome = timeout(READY_LIMIT, async {
             tokio::select! {
-                Ok(_) = process.ready.wait_for(|ready| *ready) => Ok(None),
-                status = process.child.wait() => status.map(Some),
+                Ok(_) = process.ready.wait_for(|ready| *ready) => Ok(true),
+                status = process.child.wait() => status.map(|_| false),
             }
         })
         .await;
-        match outcome {
-            Err(_) => bail!("{} was not ready after {READY_LIMIT:?}", self.name),
-            Ok(Ok(None)) => Ok(None),
-            Ok(Ok(Some(_))) => Ok(Some(self.exited().await?)),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        outcome.map_err(|_| anyhow!("{} was not ready after {READY_LIMIT:?}", self.name))?.map_err(Into::into)
     }
 
     pub async fn start(&mut self) -> Result<()> {
@@ -312,6 +315,14 @@ impl Node {
         timeout(limit, self.exited())
             .await
             .map_err(|_| anyhow!("{} did not stop within {limit:?} of SIGTERM", self.name))?
+    }
+
+    /// Waits until the process is gone; [`Node::exited`] says how it ended.
+    pub async fn wait(&mut self) -> Result<()> {
+        if let Some(process) = &mut self.process {
+            process.child.wait().await?;
+        }
+        Ok(())
     }
 
     /// Waits until the process is gone and all it has logged is on file.
@@ -396,7 +407,7 @@ fn is_ready(line: &[u8]) -> bool {
 }
 
 #[cfg(target_os = "linux")]
-fn die_with_parent(command: &mut Command) {
+pub fn die_with_parent(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe and touches only the calling process.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
@@ -407,7 +418,7 @@ fn die_with_parent(command: &mut Command) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with_parent(_command: &mut Command) {}
+pub fn die_with_parent(_command: &mut Command) {}
 
 /// The members of one cluster.
 pub struct Cluster {

@@ -8,7 +8,7 @@
 //! What must hold besides: a client's failed request is cured by trying again, members that were removed stop by
 //! themselves, and all members name the same members.
 
-mod membership;
+pub mod membership;
 
 use std::{
     fmt,

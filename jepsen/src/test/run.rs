@@ -89,7 +89,14 @@ impl Plan {
 
     pub async fn run(&self) -> Result<Outcome> {
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
-        let options = Options { size: self.nodes, flags: self.all_flags(), seed: self.seed, ..Options::default() };
+        let needs = self.nemesis.map(|name| nemesis::by_name(name).map(|nemesis| nemesis.needs())).transpose()?;
+        let options = Options {
+            size: self.nodes,
+            flags: self.all_flags(),
+            needs: needs.unwrap_or_default(),
+            seed: self.seed,
+            ..Options::default()
+        };
         let mut nodes = Nodes::start(&self.target, &self.dir, options).await?;
         let mut run = Run::new(self, &nodes);
         let faults = run.load(&mut nodes).await;

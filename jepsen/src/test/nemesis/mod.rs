@@ -3,10 +3,18 @@
 //! A nemesis strikes, the fault lasts as long as the driver lets it, and it is healed. What it did is counted, and a
 //! count that stays zero over a run shows that the fault never took effect: such a run proves nothing.
 
+mod clock;
+mod compaction;
+mod disk;
+mod files;
+mod members;
+mod metrics;
+mod mixed;
 mod network;
 mod power;
 mod process;
 mod resources;
+mod system_call;
 pub mod victims;
 
 use std::time::Instant;
@@ -16,7 +24,9 @@ use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 
 use super::nodes::{Needs, Nodes};
+use files::Files;
 use network::{Kind, Network};
+use system_call::SystemCall;
 
 /// What was done, and to whom.
 #[derive(Clone, Debug)]
@@ -82,7 +92,24 @@ const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
     ("reordering-links", || Box::new(Network::new(Kind::Reordering))),
     ("duplicating-links", || Box::new(Network::new(Kind::Duplicating))),
     ("narrow-links", || Box::new(Network::new(Kind::Narrow))),
-    ("power-cut", || Box::new(power::PowerCut::default())),
+    ("power-cut", || Box::new(power::PowerCut::new())),
+    ("power-cut-any-subset", || Box::new(power::PowerCut::of_any_subset())),
+    ("slow-sync", || Box::new(disk::SlowSync::default())),
+    ("sync-error", || Box::new(disk::SyncError::default())),
+    ("fdatasync-error", || Box::new(SystemCall::new(system_call::Kind::Error))),
+    ("fdatasync-kill", || Box::new(SystemCall::new(system_call::Kind::Kill))),
+    ("disk-full", || Box::new(disk::DiskFull::default())),
+    ("bad-sectors", || Box::new(disk::BadSectors::default())),
+    ("bit-flip", || Box::new(Files::new(files::Kind::BitFlip))),
+    ("bit-flip-running", || Box::new(Files::new(files::Kind::BitFlipRunning))),
+    ("truncation", || Box::new(Files::new(files::Kind::Truncation))),
+    ("clock", || Box::new(clock::Clocks::default())),
+    ("compaction-storm", || Box::new(compaction::CompactionStorm::default())),
+    ("replace-member", || Box::new(members::Replace::default())),
+    ("add-remove-member", || Box::new(members::AddRemove)),
+    ("move-leader", || Box::new(members::MoveLeader::default())),
+    ("lagging-member", || Box::new(members::Lag::default())),
+    ("mixed", || Box::new(mixed::Mixed::default())),
 ];
 
 pub fn names() -> Vec<&'static str> {

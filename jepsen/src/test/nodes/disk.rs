@@ -6,19 +6,24 @@
 use std::{
     fs::{self, File},
     io,
+    ops::Range,
     os::{
         fd::{AsRawFd as _, FromRawFd as _},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
     process::Command,
-    ptr, thread,
+    ptr,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
+    failing_disk::FailingDisk,
+    fuse::{Content, Served},
     loop_device::LoopDevice,
     system::{c_path, check},
 };
@@ -31,47 +36,59 @@ const UNMOUNT_LIMIT: Duration = Duration::from_secs(20);
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(2);
 const INODES: &str = "8192";
 
+/// Where the image is, and what stands between it and the node.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// In a file beside the mount point, and not in memory
+    pub in_file: bool,
+    /// With a [`FailingDisk`]
+    pub failing: bool,
+}
+
+/// The fields are dropped in this order: each uses the next.
 pub struct Disk {
-    backing: File,
-    mount_point: PathBuf,
     device: Option<LoopDevice>,
+    backing: File,
+    failing: Option<(Served, Arc<FailingDisk>)>,
+    mount_point: PathBuf,
 }
 
 impl Disk {
-    /// A fresh file system in memory, mounted at a folder that is made for it.
-    pub fn in_memory(mount_point: &Path, bytes: u64) -> Result<Disk> {
-        // SAFETY: the name is a constant C string, and the descriptor is owned from here on.
-        let backing = unsafe {
-            let fd = check(libc::memfd_create(c"pintle-jepsen".as_ptr(), libc::MFD_CLOEXEC))
-                .context("cannot make a file in memory")?;
-            File::from_raw_fd(fd)
-        };
-        Disk::on(backing, mount_point, bytes)
-    }
-
-    /// The same in a file without a name beside the folder.
-    pub fn in_file(mount_point: &Path, bytes: u64) -> Result<Disk> {
+    /// A fresh file system on a file without a name, mounted at a folder that is made for it.
+    pub fn new(mount_point: &Path, kind: Kind, bytes: u64) -> Result<Disk> {
         let beside = mount_point.parent().context("a mount point is below some folder")?;
-        Disk::on(tempfile::tempfile_in(beside)?, mount_point, bytes)
-    }
-
-    /// The same on any file.
-    pub fn on(backing: File, mount_point: &Path, bytes: u64) -> Result<Disk> {
-        backing.set_len(bytes).context("cannot size the image")?;
+        let image = if kind.in_file { tempfile::tempfile_in(beside)? } else { in_memory()? };
+        image.set_len(bytes).context("cannot size the image")?;
         fs::create_dir_all(mount_point)?;
-        let mut disk = Disk { backing, mount_point: mount_point.to_path_buf(), device: None };
+        let mut disk = Disk { device: None, backing: image, failing: None, mount_point: mount_point.to_path_buf() };
+        // Much is written here, and nothing of it can be lost yet.
         disk.format()?;
+        if kind.failing {
+            disk.fail_as_told()?;
+        }
         disk.mount()?;
         Ok(disk)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.mount_point
+    /// Puts a [`FailingDisk`] between the image and whoever uses it.
+    fn fail_as_told(&mut self) -> Result<()> {
+        let content = Arc::new(FailingDisk::new(self.backing.try_clone()?)?);
+        let served = Served::start(&self.mount_point.with_extension("disk"), Arc::clone(&content) as Arc<dyn Content>)?;
+        self.backing = served.open()?;
+        // Only then does the kernel know the file's size.
+        self.backing.metadata()?;
+        self.failing = Some((served, content));
+        Ok(())
     }
 
-    /// The image, as the block device has it.
-    pub fn backing(&self) -> &File {
-        &self.backing
+    /// What is told to fail, if the disk is of that kind.
+    pub fn failing(&self) -> Result<&FailingDisk> {
+        let (_, content) = self.failing.as_ref().context("this disk cannot be told to fail")?;
+        Ok(content)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mount_point
     }
 
     fn format(&self) -> Result<()> {
@@ -164,6 +181,12 @@ impl Drop for Disk {
     }
 }
 
+fn in_memory() -> Result<File> {
+    // SAFETY: the name is a constant C string, and the descriptor is owned from here on.
+    let fd = check(unsafe { libc::memfd_create(c"pintle-jepsen".as_ptr(), libc::MFD_CLOEXEC) });
+    Ok(unsafe { File::from_raw_fd(fd.context("cannot make a file in memory")?) })
+}
+
 /// Does something with each file below a folder. Files may vanish meanwhile.
 pub fn visit(folder: &Path, act: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
     let vanished = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
@@ -185,6 +208,49 @@ pub fn visit(folder: &Path, act: &mut dyn FnMut(&Path) -> io::Result<()>) -> io:
         }
     }
     Ok(())
+}
+
+/// Which bytes of the disk hold a file, in the file's order.
+pub fn extents(file: &Path) -> io::Result<Vec<Range<u64>>> {
+    const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B;
+    const FIEMAP_FLAG_SYNC: u32 = 1;
+    const EXTENTS_MAX: usize = 64;
+    /// `struct fiemap_extent` of linux/fiemap.h.
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Extent {
+        logical: u64,
+        physical: u64,
+        length: u64,
+        reserved: [u64; 2],
+        flags: u32,
+        reserved_too: [u32; 3],
+    }
+    /// `struct fiemap`.
+    #[repr(C)]
+    struct Map {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        room: u32,
+        reserved: u32,
+        extents: [Extent; EXTENTS_MAX],
+    }
+    let mut map = Map {
+        start: 0,
+        length: u64::MAX,
+        flags: FIEMAP_FLAG_SYNC,
+        mapped: 0,
+        room: EXTENTS_MAX as u32,
+        reserved: 0,
+        extents: [Extent::default(); EXTENTS_MAX],
+    };
+    let file = File::open(file)?;
+    // SAFETY: the map has room for as many extents as it says.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) })?;
+    let mapped = &map.extents[..map.mapped as usize];
+    Ok(mapped.iter().map(|extent| extent.physical..extent.physical + extent.length).collect())
 }
 
 /// `cachestat(2)`, of Linux 6.5 and later.

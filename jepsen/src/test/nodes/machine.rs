@@ -15,7 +15,7 @@ use super::{
     Options,
     cgroup::{Group, Hierarchies},
     clock::Clock,
-    disk::Disk,
+    disk::{Disk, Kind},
     namespace::Namespace,
     switch::Switch,
     system::check,
@@ -66,10 +66,8 @@ impl Machine {
         let (namespace, tun) = Namespace::with_tun(address)?;
         switch.connect(address, tun);
         let mount_point = dir.join(&name);
-        let disk = match options.disk_in_file {
-            true => Disk::in_file(&mount_point, options.disk_bytes)?,
-            false => Disk::in_memory(&mount_point, options.disk_bytes)?,
-        };
+        let kind = Kind { in_file: options.disk_in_file, failing: options.needs.failing_disk };
+        let disk = Disk::new(&mount_point, kind, options.disk_bytes)?;
         let group = Group::create(hierarchies, &name)?;
         let clock = match options.needs.own_clock {
             true => Some(Clock::new(dir.join(format!("{name}.clock")), options.monotonic_clock_too)?),

@@ -10,6 +10,8 @@
 pub mod cgroup;
 pub mod clock;
 pub mod disk;
+pub mod failing_disk;
+mod fuse;
 mod interface;
 pub mod link;
 mod loop_device;
@@ -23,12 +25,13 @@ mod system;
 use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::{join_all, try_join_all};
-use proto::etcdserverpb::{StatusRequest, StatusResponse, maintenance_client::MaintenanceClient};
+use proto::etcdserverpb::{Member, StatusRequest, StatusResponse, maintenance_client::MaintenanceClient};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::watch,
     task::block_in_place,
@@ -38,6 +41,7 @@ use tokio::{
 use crate::{
     load::Endpoints,
     process::{Cluster, Node, Target},
+    reconfigure::membership,
 };
 use cgroup::Hierarchies;
 use link::Link;
@@ -48,6 +52,7 @@ use switch::Switch;
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
+const VOTE_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a cluster is made.
@@ -94,6 +99,16 @@ pub struct Nodes {
     dir: PathBuf,
     options: Options,
     numbered: u8,
+    random: StdRng,
+}
+
+/// What a power cut took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lost {
+    /// Not yet given to the disk
+    pub unsynced_bytes: u64,
+    /// In the cache of a disk that fails as told
+    pub blocks: u64,
 }
 
 impl Nodes {
@@ -111,12 +126,14 @@ impl Nodes {
             let set_up = |number| Machine::set_up(number, dir, &options, &hierarchies, &switch);
             (1..=numbered).map(set_up).collect::<Result<Vec<Machine>>>()
         })?;
-        let nodes =
-            machines.iter().map(|machine| machine.node(target, &options.flags)).collect::<Result<Vec<Node>>>()?;
-        let cluster = Cluster::on_hosts(target, nodes, dir, &options.flags);
+        let flags = flags(target, &options);
+        let nodes = machines.iter().map(|machine| machine.node(target, &flags)).collect::<Result<Vec<Node>>>()?;
+        let cluster = Cluster::on_hosts(target, nodes, dir, &flags);
         let (endpoints, _) = watch::channel(cluster.endpoints());
         let (target, dir) = (target.clone(), dir.to_path_buf());
-        let mut nodes = Nodes { cluster, machines, switch, endpoints, hierarchies, target, dir, options, numbered };
+        let random = StdRng::seed_from_u64(options.seed);
+        let mut nodes =
+            Nodes { cluster, machines, switch, endpoints, hierarchies, target, dir, options, numbered, random };
         if let Err(error) = nodes.cluster.start_stopped().await {
             return Err(error.context(nodes.log_tails()));
         }
@@ -222,11 +239,37 @@ impl Nodes {
         Ok(ended)
     }
 
+    /// Waits until nodes have ended that may. An error if they do not, or say something else.
+    pub async fn await_end(&mut self, nodes: &[usize], limit: Duration) -> Result<()> {
+        for node in nodes {
+            let process = &mut self.cluster.nodes[*node];
+            let ended = timeout(limit, process.wait()).await;
+            ended.with_context(|| format!("{} goes on after {limit:?}\n{}", process.name(), process.log_tail()))??;
+        }
+        let ended = self.must_run(nodes).await?;
+        ensure!(ended.len() == nodes.len(), "of {nodes:?} only {ended:?} ended");
+        Ok(())
+    }
+
+    /// Takes the disks of nodes that are down out and puts them in again, so that nothing of them is cached.
+    pub fn remount(&mut self, nodes: &[usize]) -> Result<()> {
+        block_in_place(|| {
+            nodes.iter().try_for_each(|node| {
+                let disk = &mut self.machines[*node].disk;
+                disk.unmount()?;
+                disk.mount()
+            })
+        })
+    }
+
     /// Ends nodes with SIGKILL, and waits until they are gone.
     pub async fn kill(&mut self, victims: &[usize]) -> Result<()> {
         self.check_running()?;
         for victim in victims {
-            self.cluster.nodes[*victim].kill()?;
+            // One that had an excuse may have ended.
+            if !self.cluster.nodes[*victim].has_exited()? {
+                self.cluster.nodes[*victim].kill()?;
+            }
         }
         self.bury(victims).await
     }
@@ -236,34 +279,45 @@ impl Nodes {
         for victim in victims {
             // The first version of control groups keeps a frozen process from dying.
             self.resume(*victim)?;
-            self.cluster.nodes[*victim].exited().await?;
+            if self.cluster.nodes[*victim].is_running() {
+                self.cluster.nodes[*victim].exited().await?;
+            }
         }
         Ok(())
     }
 
-    /// Cuts the power of nodes: what they have not synced is lost. Gives how many bytes that were. The disks are left
-    /// unmounted.
-    pub async fn cut_power(&mut self, victims: &[usize]) -> Result<u64> {
+    /// Cuts the power of nodes: what they have not synced is lost, or, with disks that fail as told, any part of it. The
+    /// disks are left unmounted.
+    pub async fn cut_power(&mut self, victims: &[usize]) -> Result<Lost> {
         self.check_running()?;
         for victim in victims {
             // They must not see their disks fail.
-            self.cluster.nodes[*victim].signal(libc::SIGSTOP)?;
+            if !self.cluster.nodes[*victim].has_exited()? {
+                self.cluster.nodes[*victim].signal(libc::SIGSTOP)?;
+            }
         }
-        let lost = block_in_place(|| {
-            let mut lost = 0;
+        let mut lost = Lost::default();
+        block_in_place(|| {
             for victim in victims {
                 let disk = &self.machines[*victim].disk;
-                lost += disk.unsynced_bytes()?;
+                lost.unsynced_bytes += disk.unsynced_bytes()?;
                 disk.cut_power()?;
             }
-            anyhow::Ok(lost)
+            anyhow::Ok(())
         })?;
-        for victim in victims {
-            self.cluster.nodes[*victim].kill()?;
-        }
-        self.bury(victims).await?;
-        block_in_place(|| victims.iter().try_for_each(|victim| self.machines[*victim].disk.unmount()))?;
-        Ok(lost)
+        self.kill(victims).await?;
+        block_in_place(|| {
+            for victim in victims {
+                let disk = &mut self.machines[*victim].disk;
+                disk.unmount()?;
+                if self.options.needs.failing_disk {
+                    let before = disk.failing()?.damage();
+                    let damage = disk.failing()?.lose_cache(&mut self.random)?;
+                    lost.blocks += damage.blocks_lost - before.blocks_lost;
+                }
+            }
+            Ok(lost)
+        })
     }
 
     /// Mounts the disks of nodes whose power was cut.
@@ -305,6 +359,75 @@ impl Nodes {
         }
         self.machines[node].frozen = false;
         Ok(())
+    }
+
+    /// Adds a member on a machine of its own, starts it, and promotes it if it is a learner. Gives its index, the last.
+    pub async fn add_member(&mut self, learner: bool) -> Result<usize> {
+        self.numbered = self.numbered.checked_add(1).context("too many nodes")?;
+        let machine = block_in_place(|| {
+            Machine::set_up(self.numbered, &self.dir, &self.options, &self.hierarchies, &self.switch)
+        })?;
+        let mut node = machine.node(&self.target, &flags(&self.target, &self.options))?;
+        let first = self.random.random_range(0..self.len());
+        let log_lengths: Vec<u64> = self.cluster.nodes.iter().map(Node::log_length).collect();
+        let (id, members) = membership::add(&self.cluster.nodes, first, &node.peer_url(), learner).await?;
+        node.join(initial_cluster(&members, &node));
+        self.cluster.nodes.push(node);
+        self.machines.push(machine);
+        let added = self.len() - 1;
+        self.start_stopped().await?;
+        self.endpoints.send_replace(self.cluster.endpoints());
+        match learner {
+            true => membership::promote(&self.cluster.nodes, first, id).await?,
+            false => self.await_vote(id, &log_lengths).await?,
+        }
+        Ok(added)
+    }
+
+    /// Waits until a new voter votes: Pintle's does so only when it has caught up, and until then the others cannot
+    /// spare one more (`docs/decisions/0009-members.md`). Whichever member leads says so in its log.
+    async fn await_vote(&self, id: u64, log_from: &[u64]) -> Result<()> {
+        if !self.target.label().contains("pintle") {
+            return Ok(());
+        }
+        let (member, votes) = (format!("{id:x}"), "votes now");
+        let begin = Instant::now();
+        loop {
+            for (node, from) in self.cluster.nodes.iter().zip(log_from) {
+                if node.log_from(*from)?.lines().any(|line| line.contains(votes) && line.contains(&member)) {
+                    return Ok(());
+                }
+            }
+            ensure!(begin.elapsed() < VOTE_LIMIT, "{member} was added and does not vote after {VOTE_LIMIT:?}");
+            sleep(LEADER_PAUSE).await;
+        }
+    }
+
+    /// Removes a member, which then ends by itself if it runs, and takes its machine down.
+    pub async fn remove_member(&mut self, node: usize) -> Result<()> {
+        let first = self.random.random_range(0..self.len());
+        let id = membership::id_of(&self.cluster.nodes, first, &self.cluster.nodes[node].peer_url()).await?;
+        self.may_end(node, &[]);
+        membership::remove(&self.cluster.nodes, first, id).await?;
+        let mut process = self.cluster.nodes.remove(node);
+        if process.is_running() {
+            let ended = timeout(STOP_LIMIT, process.exited()).await;
+            let status = ended.with_context(|| format!("{} goes on after its removal", process.name()))??;
+            ensure!(status.success(), "{}, removed, ended with {status}\n{}", process.name(), process.log_tail());
+        }
+        let machine = self.machines.remove(node);
+        self.switch.disconnect(machine.address);
+        block_in_place(|| drop(machine));
+        self.endpoints.send_replace(self.cluster.endpoints());
+        Ok(())
+    }
+
+    /// Ends a member for good, as if its machine had been lost, and puts another in its place.
+    pub async fn replace_member(&mut self, node: usize, learner: bool) -> Result<()> {
+        self.must_run(&[node]).await?;
+        self.kill(&[node]).await?;
+        self.remove_member(node).await?;
+        self.add_member(learner).await.map(drop)
     }
 
     /// What is wrong from now on with what one node sends to another.
@@ -353,6 +476,27 @@ impl Drop for Nodes {
             }
         }
     }
+}
+
+/// What all nodes are started with.
+fn flags(target: &Target, options: &Options) -> Vec<String> {
+    let mut flags = options.flags.clone();
+    if options.needs.short_log {
+        // etcd 3.5 had not settled on the second.
+        let experimental = if target.label().contains("pintle") { "" } else { "experimental-" };
+        flags.push("--snapshot-count=100".to_owned());
+        flags.push(format!("--{experimental}snapshot-catchup-entries=10"));
+    }
+    flags
+}
+
+/// What a new member is told of its cluster. It is the one without a name so far.
+fn initial_cluster(members: &[Member], new: &Node) -> String {
+    let urls = members.iter().flat_map(|member| {
+        let name = if member.name.is_empty() { new.name() } else { &member.name };
+        member.peer_ur_ls.iter().map(move |url| format!("{name}={url}"))
+    });
+    urls.collect::<Vec<String>>().join(",")
 }
 
 async fn terminate(node: &mut Node) -> Result<()> {

@@ -20,6 +20,8 @@ pub struct Needs {
     pub failing_disk: bool,
     /// libfaketime, and a server that it works with
     pub own_clock: bool,
+    /// Flags with which members soon forget what is in their logs, so that one that lags needs a snapshot
+    pub short_log: bool,
     /// strace, to fail a system call
     pub strace: bool,
 }
@@ -31,6 +33,7 @@ impl Needs {
             memory_limit: self.memory_limit || other.memory_limit,
             failing_disk: self.failing_disk || other.failing_disk,
             own_clock: self.own_clock || other.own_clock,
+            short_log: self.short_log || other.short_log,
             strace: self.strace || other.strace,
         }
     }
