@@ -19,7 +19,7 @@ use super::{
     member::dir_name,
     recover::{Entries, Outcome, Recoverer},
     trace::{Found, Inode, Op, ROOT, Trace},
-    verdict::{self, Point, Violation},
+    verdict::{self, Point, Verdict},
 };
 
 /// Images that wait to be opened.
@@ -50,7 +50,7 @@ pub struct Enumeration {
     pub unique: usize,
     pub points: Vec<Point>,
     pub markers: BTreeMap<Model, BTreeMap<Marker, u64>>,
-    pub violations: Vec<Violation>,
+    pub verdict: Verdict,
     /// Building and opening.
     pub took: Duration,
     /// Of all images.
@@ -101,7 +101,7 @@ pub fn run(trace: &Trace, plan: &Plan, scratch: &Path, entries: Entries) -> Resu
     anyhow::ensure!(outcomes.len() == found.unique, "some images were not opened");
     let last = last.ok_or_else(|| anyhow!("there were no images"))?;
     let reference = scratch.join("reference");
-    found.violations = verdict::judge(trace, &found.points, &outcomes, &entries, last, &reference)?;
+    found.verdict = verdict::judge(trace, &found.points, &outcomes, &entries, last, &reference)?;
     (found.entries, found.outcomes) = (entries, outcomes);
     Ok(found)
 }
@@ -192,9 +192,11 @@ impl Enumeration {
     }
 }
 
-/// Changes of names are few, and more is at stake.
+/// Changes of names are few, and more is at stake. A flush that begins is always looked at: its entries are in the log
+/// now, and the next image may have them in its store only.
 fn share_of(op: &Op, share: u8) -> u8 {
     match op {
+        Op::Create { slot, .. } if slot.name.ends_with(".sst") => 100,
         Op::Write { .. } | Op::Sync { .. } => share,
         _ => share.saturating_mul(5),
     }

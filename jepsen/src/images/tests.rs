@@ -207,8 +207,8 @@ impl Case {
 
     fn judge(&self, ops: Vec<Op>, points: Vec<Point>, outcomes: &[Outcome]) -> Vec<String> {
         let scratch = self.dir.path().join("reference");
-        let violations = judge(&trace(ops), &points, outcomes, &self.entries, 0, &scratch).unwrap();
-        violations.into_iter().map(|violation| violation.what).collect()
+        let verdict = judge(&trace(ops), &points, outcomes, &self.entries, 0, &scratch).unwrap();
+        verdict.violations.into_iter().map(|violation| violation.what).collect()
     }
 }
 

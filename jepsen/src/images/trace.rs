@@ -274,7 +274,8 @@ impl Recorder {
         }
         let data = parts.concat();
         // SAFETY: the descriptor is open.
-        let end = unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) } as u64;
+        let end = unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) };
+        let end = u64::try_from(end).expect("a file of the store or the log can be sought in");
         self.wrote(fd, end - data.len() as u64, &data);
     }
 
@@ -332,7 +333,10 @@ impl Recorder {
     pub fn removed(&mut self, path: &Path) {
         let Some(slot) = self.slot(path) else { return };
         let Some(node) = self.dirs.get_mut(&slot.dir).and_then(|entries| entries.remove(&slot.name)) else { return };
-        self.dirs.remove(&node);
+        if self.dirs.remove(&node).is_some() {
+            // The C library closes directories within itself: the number may be anything's by now.
+            self.open.retain(|_, open| *open != node);
+        }
         self.trace.ops.push(Op::Remove { slot, node });
     }
 

@@ -42,6 +42,22 @@ pub struct Violation {
     pub what: String,
 }
 
+/// What was said of the images of a run.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub violations: Vec<Violation>,
+    /// How many images had what: without it a run has shown less than it seems.
+    pub seen: BTreeMap<&'static str, usize>,
+}
+
+/// Images whose log ends with an entry that was never committed.
+pub const CONFLICTING: &str = "end with an entry that was truncated later";
+/// Images whose log leads on from the store.
+pub const LEADS_ON: &str = "have entries behind the store";
+pub const PURGED: &str = "have let go of entries";
+/// Different ballots.
+pub const BALLOTS: &str = "ballots";
+
 /// The states that entries lead to, and where each entry's writes were asked for.
 struct Reference {
     states: HashMap<EntryId, StoreState>,
@@ -60,19 +76,39 @@ pub fn judge(
     entries: &Entries,
     last: usize,
     scratch: &Path,
-) -> Result<Vec<Violation>> {
+) -> Result<Verdict> {
     let known = entries.known.lock();
+    let mut verdict = Verdict::default();
     let Outcome::Recovered(end) = &outcomes[last] else {
         let what = format!("the run's end is refused: {:?}", outcomes[last]);
-        return Ok(vec![Violation { image: Some(last), at: trace.ops.len(), what }]);
+        verdict.violations.push(Violation { image: Some(last), at: trace.ops.len(), what });
+        return Ok(verdict);
     };
     let reference = Reference::new(trace, &known, end, scratch)?;
-    let mut violations = Vec::new();
-    let mut judge = Judge { trace, outcomes, reference: &reference, violations: &mut violations };
+    verdict.seen = seen(outcomes, &reference);
+    let mut judge = Judge { trace, outcomes, reference: &reference, violations: &mut verdict.violations };
     judge.states(points);
     judge.promises(points);
     judge.acknowledged(points, &known);
-    Ok(violations)
+    Ok(verdict)
+}
+
+fn seen(outcomes: &[Outcome], reference: &Reference) -> BTreeMap<&'static str, usize> {
+    let found: Vec<&Found> = outcomes
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Recovered(found) => Some(found),
+            Outcome::Refused(_) => None,
+        })
+        .collect();
+    let count = |is: &dyn Fn(&Found) -> bool| found.iter().filter(|found| is(found)).count();
+    let is_committed = |id: EntryId| reference.committed.get(&id.index) == Some(&id);
+    BTreeMap::from([
+        (CONFLICTING, count(&|found| found.last.is_some_and(|last| !is_committed(last)))),
+        (LEADS_ON, count(&|found| found.last > found.applied)),
+        (PURGED, count(&|found| found.purged.is_some())),
+        (BALLOTS, found.iter().map(|found| found.ballot).collect::<BTreeSet<_>>().len()),
+    ])
 }
 
 impl Reference {
