@@ -233,7 +233,7 @@ impl<'a> Walk<'a> {
     /// Any of the pending operations without any others.
     fn weak(&self, random: &mut StdRng, all: &mut Vec<Vec<Fate>>) {
         let count = self.pending.len();
-        let mut push = |fates: Vec<Fate>| all.push(self.in_order(fates));
+        let mut push = |fates: Vec<Fate>| all.push(self.in_order(self.without_torn_middle(fates)));
         let choose = |is_done: &dyn Fn(usize) -> bool| {
             (0..count).map(|i| if is_done(i) { Fate::Done } else { Fate::Lost }).collect::<Vec<Fate>>()
         };
@@ -307,6 +307,22 @@ impl<'a> Walk<'a> {
                     *fate = Fate::Lost;
                 } else if *fate != Fate::Done {
                     cut.push(*file);
+                }
+            }
+        }
+        fates
+    }
+
+    /// A file does not go on behind a write that made it longer and is torn: its length follows the bytes, or precedes
+    /// all of them. RocksDB would take that for damage.
+    fn without_torn_middle(&self, mut fates: Vec<Fate>) -> Vec<Fate> {
+        let mut torn = Vec::new();
+        for (i, fate) in fates.iter_mut().enumerate() {
+            if let Op::Write { file, extends: true, .. } = self.op(self.pending[i]) {
+                if torn.contains(file) {
+                    *fate = Fate::Lost;
+                } else if matches!(fate, Fate::Torn(_)) {
+                    torn.push(*file);
                 }
             }
         }
