@@ -3,7 +3,10 @@
 //! Whoever reads a key is told at which revision it was written. That holds whoever wrote it, and so says where a write
 //! of unknown outcome was done, if it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use super::{
     super::{
@@ -112,9 +115,9 @@ impl Evidence {
         self.0.contains_key(&revision)
     }
 
-    /// The first revision after this one about which something is known, and which is nobody's.
-    pub fn next_after(&self, revision: i64, claimed: &BTreeSet<i64>) -> Option<i64> {
-        self.0.range(revision + 1..).map(|(revision, _)| *revision).find(|revision| !claimed.contains(revision))
+    /// The first of these revisions about which something is known, and which is nobody's.
+    pub fn first_unclaimed(&self, revisions: RangeInclusive<i64>, claimed: &BTreeSet<i64>) -> Option<i64> {
+        self.0.range(revisions).map(|(revision, _)| *revision).find(|revision| !claimed.contains(revision))
     }
 
     /// Revisions that only one operation of unknown outcome can have made, by operation.

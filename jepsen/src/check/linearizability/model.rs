@@ -226,10 +226,14 @@ impl<'a> StoreModel<'a> {
     /// Where an operation on one key was done, if it was: at the next revision that is known to be of this key and
     /// nobody's, if it could have made that, or else at any that nobody was told about.
     fn unknown_of_key(&mut self, operation: usize, horizon: i64) -> Option<Undo> {
-        let before = self.store.revision();
+        // What lies beyond is looked at later, not again and again from here.
+        let possible = self.store.revision() + 1..=horizon / 2;
+        if possible.is_empty() {
+            return None;
+        }
         let reserved = self.reserved.get(&operation).copied();
-        let known = reserved.or_else(|| self.evidence.next_after(before, self.claimed));
-        if let Some(known) = known.filter(|known| *known > before && in_turn(*known, horizon)) {
+        let known = reserved.or_else(|| self.evidence.first_unclaimed(possible.clone(), self.claimed));
+        if let Some(known) = known.filter(|known| possible.contains(known)) {
             if let Some(undo) = self.unknown(operation, known) {
                 return Some(undo);
             }
@@ -238,12 +242,10 @@ impl<'a> StoreModel<'a> {
             return None;
         }
         // One that no comparison names is better: by a revision that nobody was told none can have succeeded.
-        let mut free =
-            (before + 1..).filter(|revision| !self.claimed.contains(revision) && !self.evidence.has(*revision));
-        let first = free.next().filter(|free| in_turn(*free, horizon))?;
+        let mut free = possible.filter(|revision| !self.claimed.contains(revision) && !self.evidence.has(*revision));
+        let first = free.next()?;
         let unnamed = if self.named.contains(&first) { free.find(|free| !self.named.contains(free)) } else { None };
-        let next = unnamed.filter(|free| in_turn(*free, horizon)).unwrap_or(first);
-        self.unknown(operation, next)
+        self.unknown(operation, unnamed.unwrap_or(first))
     }
 }
 
