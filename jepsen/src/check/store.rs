@@ -18,7 +18,7 @@ use std::{
 
 pub use execute::{Executed, Undo};
 
-use super::history::{Blob, KeyValue, Keys};
+use super::history::{Answer, Blob, KeyValue, Keys, Range};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Version {
@@ -87,8 +87,26 @@ impl Store {
     }
 
     /// All keys as they were at a revision, in their order.
-    pub fn range(&self, keys: &Keys, revision: i64) -> impl Iterator<Item = &KeyValue> {
+    pub fn range<'a>(&'a self, keys: &Keys, revision: i64) -> impl Iterator<Item = &'a KeyValue> + use<'a> {
         self.within(keys).filter_map(move |(_, versions)| at(versions, revision))
+    }
+
+    /// What a range answers that is read at a revision, whatever has been compacted since.
+    pub fn read_at(&self, range: &Range, newest: i64) -> Answer {
+        let revision = if range.revision > 0 { range.revision } else { newest };
+        let mut kvs: Vec<KeyValue> = self.range(&range.keys, revision).cloned().collect();
+        let count = kvs.len() as i64;
+        if range.count_only {
+            return Answer::Range { kvs: Vec::new(), count, more: false };
+        }
+        let more = range.limit > 0 && count > range.limit;
+        if more {
+            kvs.truncate(usize::try_from(range.limit).expect("more than nothing"));
+        }
+        if range.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Blob::default());
+        }
+        Answer::Range { kvs, count, more }
     }
 
     /// What was done to a key at a revision; `Some(None)`: it was deleted.
@@ -113,7 +131,7 @@ impl Store {
         self.versions.entry(key).or_default().push(Version { revision, kv });
     }
 
-    fn within(&self, keys: &Keys) -> impl Iterator<Item = (&Blob, &Vec<Version>)> {
+    fn within<'a>(&'a self, keys: &Keys) -> impl Iterator<Item = (&'a Blob, &'a Vec<Version>)> + use<'a> {
         let (first, keys) = (keys.key.clone(), keys.clone());
         self.versions.range(first..).take_while(move |(key, _)| keys.contains(key))
     }

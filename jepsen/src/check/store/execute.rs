@@ -101,10 +101,7 @@ impl Store {
         match request {
             Request::As { request, .. } => self.answer(request, next, undo),
             Request::Put(put) => Ok(Answer::Put { prev_kv: self.put(put, next, undo)? }),
-            Request::Range(range) => {
-                let (kvs, count, more) = self.read(range, self.revision)?;
-                Ok(Answer::Range { kvs, count, more })
-            }
+            Request::Range(range) => self.read(range, self.revision),
             Request::DeleteRange(delete) => {
                 let (deleted, prev_kvs) = self.delete(delete, next, undo);
                 Ok(Answer::DeleteRange { deleted, prev_kvs })
@@ -197,24 +194,11 @@ impl Store {
     }
 
     /// `newest`: what revision 0 means, which within a transaction is that of its writes so far.
-    fn read(&self, range: &Range, newest: i64) -> Result<(Vec<KeyValue>, i64, bool), Refused> {
+    fn read(&self, range: &Range, newest: i64) -> Result<Answer, Refused> {
         if range.revision > self.revision || (range.revision > 0 && range.revision < self.compacted) {
             return Err(Refused);
         }
-        let revision = if range.revision > 0 { range.revision } else { newest };
-        let mut kvs: Vec<KeyValue> = self.range(&range.keys, revision).cloned().collect();
-        let count = kvs.len() as i64;
-        if range.count_only {
-            return Ok((Vec::new(), count, false));
-        }
-        let more = range.limit > 0 && count > range.limit;
-        if more {
-            kvs.truncate(usize::try_from(range.limit).expect("more than nothing"));
-        }
-        if range.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Blob::default());
-        }
-        Ok((kvs, count, more))
+        Ok(self.read_at(range, newest))
     }
 
     fn delete(&mut self, delete: &DeleteRange, revision: i64, undo: &mut Undo) -> (i64, Vec<KeyValue>) {
@@ -233,10 +217,10 @@ impl Store {
         for op in branch {
             results.push(match op {
                 TxnOp::Put(put) => TxnResult::Put { prev_kv: self.put(put, next, undo)? },
-                TxnOp::Range(range) => {
-                    let (kvs, count, more) = self.read(range, next)?;
-                    TxnResult::Range { kvs, count, more }
-                }
+                TxnOp::Range(range) => match self.read(range, next)? {
+                    Answer::Range { kvs, count, more } => TxnResult::Range { kvs, count, more },
+                    _ => unreachable!("a range is answered with a range"),
+                },
                 TxnOp::DeleteRange(delete) => {
                     let (deleted, prev_kvs) = self.delete(delete, next, undo);
                     TxnResult::DeleteRange { deleted, prev_kvs }
