@@ -141,8 +141,12 @@ impl Client {
         let told = match timeout(CALL_LIMIT, call).await {
             Ok(Ok(answer)) => Told::Answer(answer.into_inner()),
             Ok(Err(status)) => match status.code() {
-                Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::AlreadyExists
-                | Code::FailedPrecondition | Code::PermissionDenied => Told::Refused(status),
+                Code::InvalidArgument
+                | Code::NotFound
+                | Code::OutOfRange
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::PermissionDenied => Told::Refused(status),
                 _ => Told::Unknown,
             },
             Err(_) => Told::Unknown,

@@ -28,7 +28,6 @@ const NEMESIS: u64 = 900;
 #[derive(Default)]
 struct Seen {
     term: u64,
-    committed: u64,
 }
 
 pub struct Cluster {
@@ -138,11 +137,7 @@ impl Cluster {
             if status.term < seen.term {
                 self.world.violated(format!("n{number} went back from term {} to {}", seen.term, status.term));
             }
-            if status.applied_index > status.committed_index {
-                let (applied, committed) = (status.applied_index, status.committed_index);
-                self.world.violated(format!("n{number} has applied {applied} and knows {committed} as committed"));
-            }
-            (seen.term, seen.committed) = (status.term, status.committed_index);
+            seen.term = status.term;
         }
         Ok(())
     }
@@ -180,13 +175,6 @@ impl Cluster {
                 Err(error) => self.world.violated(format!("n{}: {error:?}", member.number)),
             }
         }
-    }
-
-    /// Whether all members that are up hold the same.
-    pub fn is_converged(&self) -> bool {
-        let up: Vec<_> = self.members.values().map(|member| member.up()).collect();
-        let revisions: BTreeSet<Option<i64>> = up.iter().map(|up| up.as_ref().map(|up| up.ctx.store.revision())).collect();
-        revisions.len() == 1 && !revisions.contains(&None)
     }
 
     fn client(&self, number: u64) -> ClusterClient<raft::PeerChannel> {
@@ -290,8 +278,7 @@ impl Cluster {
             return;
         }
         let target = self.members[&others[rng.random_range(0..others.len())]].place.id.0;
-        let mut client =
-            pb::maintenance_client::MaintenanceClient::new(self.network.channel(NEMESIS, leader));
+        let mut client = pb::maintenance_client::MaintenanceClient::new(self.network.channel(NEMESIS, leader));
         let request = pb::MoveLeaderRequest { target_id: target };
         if let Ok(Ok(_)) = timeout(CALL_LIMIT, client.move_leader(request)).await {
             self.world.mark("leadership handed over");

@@ -67,7 +67,8 @@ impl Nemesis {
             self.come_back(due, cluster).await?;
         }
         for number in cluster.numbers() {
-            let is_waited_for = self.due.iter().any(|(_, due)| matches!(due, Due::Start(n) | Due::Replace(n) if *n == number));
+            let is_waited_for =
+                self.due.iter().any(|(_, due)| matches!(due, Due::Start(n) | Due::Replace(n) if *n == number));
             if !cluster.members[&number].is_alive() && !is_waited_for {
                 // It has stopped by itself.
                 let wait = self.seconds(0.1, 10.0);

@@ -207,8 +207,7 @@ impl SimMember {
         self.host = SimHost::of(&self.host);
         self.is_paused = false;
         *self.life.lock() = Life::Starting;
-        let identity =
-            Identity { member: self.place.id, cluster: self.place.cluster, name: self.config.name.clone() };
+        let identity = Identity { member: self.place.id, cluster: self.place.cluster, name: self.config.name.clone() };
         let (members, is_joining) = (self.place.members.clone(), self.place.is_joining);
         let data = DataDir::private(identity, self.has_run, members, is_joining, self.store(), WAL.into());
         self.has_run = true;
@@ -223,11 +222,11 @@ impl SimMember {
         let machine = Machine::simulated(self.disk.mount(), reach, SEGMENT_BYTES);
         let (config, life, of_host) = (self.config.clone(), self.life.clone(), self.host.clone() as Arc<dyn Host>);
         let live = async move {
-            let reason = match live(&config, &data, machine, &life, |routes| network.serve(number, of_host, routes)).await
-            {
-                Ok(reason) => reason,
-                Err(error) => format!("{error:#}"),
-            };
+            let reason =
+                match live(&config, &data, machine, &life, |routes| network.serve(number, of_host, routes)).await {
+                    Ok(reason) => reason,
+                    Err(error) => format!("{error:#}"),
+                };
             *life.lock() = Life::Failed(reason);
         };
         host::spawn_on(&(self.host.clone() as Arc<dyn Host>), live);

@@ -11,7 +11,7 @@
 //! - A key goes away only when somebody deletes it, or revokes its lease, or lets that expire: not before its time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
@@ -111,10 +111,6 @@ impl Oracle {
     /// All up to this revision is known.
     pub fn frontier(&self) -> i64 {
         self.frontier
-    }
-
-    pub fn keys(&self) -> usize {
-        self.keys.len()
     }
 
     /// What an operation that begins now must not fall behind.
@@ -324,20 +320,5 @@ impl Oracle {
         }
         self.keys.retain(|_, versions| versions.len() > 1 || versions.front().is_some_and(|(_, kv)| kv.is_some()));
         self.fates.retain(|_, fate| !matches!(fate, Fate::Found(revision) if *revision < kept));
-    }
-
-    /// What is still to be settled when all is quiet: none of it may be left.
-    pub fn unsettled(&self) -> Option<String> {
-        let (revision, claims) = self.waiting.first_key_value()?;
-        Some(format!("revision {revision} was never seen by a watcher: {}", claims.first()?.1))
-    }
-
-    /// The keys that are there, with their leases, and which of those should be gone.
-    pub fn overdue(&self, now: Duration, grace: Duration) -> BTreeSet<Bytes> {
-        let overdue = |key: &Bytes| {
-            let lease = self.at(key, self.frontier).map_or(0, |kv| kv.lease);
-            self.leases.get(&lease).is_some_and(|lease| now > lease.expires + grace)
-        };
-        self.keys.keys().filter(|key| overdue(key)).cloned().collect()
     }
 }

@@ -137,9 +137,10 @@ async fn rest(cluster: &mut Cluster, nemesis: &mut Nemesis, world: &Arc<World>) 
         cluster.look().await?;
         nemesis.turn(cluster).await?;
         let told = world.oracle().floor();
-        let is_back = cluster.members.values().all(|member| {
-            member.up().is_some_and(|up| up.ctx.store.revision() >= told.min(world.oracle().frontier()))
-        });
+        let is_back = cluster
+            .members
+            .values()
+            .all(|member| member.up().is_some_and(|up| up.ctx.store.revision() >= told.min(world.oracle().frontier())));
         // Somebody wrote since, and it was seen.
         if is_back && cluster.damaged.is_empty() && world.oracle().frontier() > frontier + 3 {
             break;

@@ -23,7 +23,7 @@ use super::{
     client::{Context, Endpoint},
     convergence::{self, Agreement},
     nemesis::{self, Nemesis},
-    nodes::{Nodes, Options},
+    nodes::{Needs, Nodes, Options},
     recorder::{Recorder, WITNESS},
     report::{Check, Page, Verdict, figures},
     storm::{self, Toll},
@@ -89,14 +89,12 @@ impl Plan {
 
     pub async fn run(&self) -> Result<Outcome> {
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
-        let needs = self.nemesis.map(|name| nemesis::by_name(name).map(|nemesis| nemesis.needs())).transpose()?;
-        let options = Options {
-            size: self.nodes,
-            flags: self.all_flags(),
-            needs: needs.unwrap_or_default(),
-            seed: self.seed,
-            ..Options::default()
-        };
+        let needs = self
+            .nemeses
+            .iter()
+            .try_fold(Needs::default(), |needs, name| anyhow::Ok(needs.and(nemesis::by_name(name)?.needs())))?;
+        let options =
+            Options { size: self.nodes, flags: self.all_flags(), needs, seed: self.seed, ..Options::default() };
         let mut nodes = Nodes::start(&self.target, &self.dir, options).await?;
         let mut run = Run::new(self, &nodes);
         let faults = run.load(&mut nodes).await;

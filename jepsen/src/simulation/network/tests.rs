@@ -32,6 +32,10 @@ struct SimHost {
 }
 
 impl Host for SimHost {
+    fn system_time(&self) -> std::time::SystemTime {
+        std::time::SystemTime::UNIX_EPOCH
+    }
+
     fn adopt(&self, task: AbortHandle) {
         self.tasks.lock().push(task);
     }
