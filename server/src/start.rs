@@ -206,7 +206,7 @@ async fn wait_until_ready(ctx: &Context, published: JoinHandle<()>) {
 }
 
 /// Tells the cluster this member's name and client URLs, until it has worked once. Saying it twice does no harm.
-async fn publish(ctx: Arc<Context>, name: String, client_urls: Vec<String>) {
+pub async fn publish(ctx: Arc<Context>, name: String, client_urls: Vec<String>) {
     let attributes = MemberAttributes { id: ctx.member.0, name, client_urls };
     if ctx.store.member_attributes().contains(&attributes) {
         return;

@@ -110,6 +110,18 @@ impl Cluster {
         self.members.values().filter(|member| !member.is_paused).filter_map(leading).max().map(|(_, number)| number)
     }
 
+    /// Whether all members are voters that work and are about as far as the leader.
+    pub fn is_in_step(&self) -> bool {
+        let Some(leader) = self.leader().and_then(|number| self.members[&number].up()) else { return false };
+        let (committed, voters) = (leader.ctx.node.status().committed_index, leader.ctx.node.voters());
+        self.members.values().all(|member| {
+            let applied = member.up().map(|up| up.ctx.node.status().applied_index);
+            !member.is_paused
+                && voters.contains(&member.place.id)
+                && applied.is_some_and(|applied| applied + 20 >= committed)
+        })
+    }
+
     pub fn member(&mut self, number: u64) -> &mut SimMember {
         self.members.get_mut(&number).expect("a member's number")
     }
@@ -125,7 +137,8 @@ impl Cluster {
             if let Some(reason) = self.member(number).take_failure() {
                 self.stopped(number, reason).await?;
             }
-            let Some(member) = self.members[&number].up() else { continue };
+            // It may just have been forgotten.
+            let Some(member) = self.members.get(&number).and_then(SimMember::up) else { continue };
             let status = member.ctx.node.status();
             if status.is_leader {
                 let leader = *self.leaders.entry(status.term).or_insert(member.ctx.member);
@@ -146,8 +159,10 @@ impl Cluster {
     async fn stopped(&mut self, number: u64, reason: String) -> Result<()> {
         self.world.trace(format_args!("n{number} has stopped: {reason}"));
         if reason == "removed" {
+            // The answer to its removal was lost.
             self.world.mark("removed members that stopped");
-        } else if self.may_stop.remove(&number) || self.damaged.contains(&number) {
+            return self.forget(number).await;
+        } else if self.damaged.contains(&number) || self.may_stop.contains(&number) && is_of_disk(&reason) {
             self.world.mark("members that stopped for their disk");
         } else if reason.contains("already been bootstrapped") {
             self.world.mark("members that were refused without their data");
@@ -284,4 +299,9 @@ impl Cluster {
             self.world.mark("leadership handed over");
         }
     }
+}
+
+/// EIO and ENOSPC: nobody but a disk that was told to says so.
+fn is_of_disk(reason: &str) -> bool {
+    ["(os error 5)", "(os error 28)"].iter().any(|error| reason.contains(error))
 }

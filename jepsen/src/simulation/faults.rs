@@ -89,7 +89,7 @@ impl Nemesis {
             Due::Start(number) if cluster.members.contains_key(&number) => {
                 let member = cluster.member(number);
                 member.disk.set_full(false);
-                if !member.is_alive() {
+                if member.is_down() {
                     member.start();
                     self.world.trace(format_args!("n{number} starts"));
                 }
@@ -329,9 +329,8 @@ impl Nemesis {
     /// A minority may lose what its disks promised.
     async fn damage(&mut self, cluster: &mut Cluster) -> Result<()> {
         let numbers = cluster.numbers();
-        let alive = cluster.members.values().filter(|member| member.is_alive()).count();
-        // With the one that is hit, and until it is replaced, a majority must be there.
-        if cluster.damaged.len() + 1 > (numbers.len() - 1) / 2 || alive < numbers.len() {
+        // With the one that is hit, and until it is replaced, a majority must be there that has all.
+        if cluster.damaged.len() + 1 > (numbers.len() - 1) / 2 || !cluster.is_in_step() {
             return Ok(());
         }
         let Some(&number) = numbers.choose(&mut self.rng) else { return Ok(()) };
@@ -380,8 +379,10 @@ impl Nemesis {
     async fn change_members(&mut self, cluster: &mut Cluster) -> Result<()> {
         let numbers = cluster.numbers();
         if numbers.len() >= self.plan.members_max || numbers.len() > 3 && self.rng.random() {
+            // What is left must be a majority that has all.
             if let Some(&number) = numbers.choose(&mut self.rng)
-                && numbers.len() > 1
+                && cluster.damaged.is_empty()
+                && cluster.is_in_step()
             {
                 cluster.remove(number).await?;
             }
@@ -408,7 +409,7 @@ impl Nemesis {
             if cluster.members[&number].is_paused {
                 cluster.member(number).resume();
             }
-            if !cluster.members[&number].is_alive() && !cluster.damaged.contains(&number) {
+            if cluster.members[&number].is_down() && !cluster.damaged.contains(&number) {
                 cluster.member(number).start();
             }
         }

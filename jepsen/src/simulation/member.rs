@@ -21,6 +21,7 @@ use server::{
     flags::Flags,
     identity::Identity,
     member::{Machine, Member},
+    start,
 };
 use storage::host::{self, Host};
 
@@ -190,6 +191,11 @@ impl SimMember {
         matches!(&*self.life.lock(), Life::Up(_) | Life::Starting)
     }
 
+    /// Whether it has ended, and that has been seen to.
+    pub fn is_down(&self) -> bool {
+        matches!(&*self.life.lock(), Life::Down)
+    }
+
     /// Why it has stopped by itself, told once.
     pub fn take_failure(&self) -> Option<String> {
         let mut life = self.life.lock();
@@ -308,6 +314,7 @@ async fn live(
     let routes = apart(member.peer_routes(), member.client_routes(config).await?);
     let mut status = member.ctx.node.watch_status();
     serve(routes);
+    host::spawn(start::publish(member.ctx.clone(), config.name.clone(), Vec::new()));
     *life.lock() = Life::Up(Arc::new(member));
     let fatal = async {
         match status.wait_for(|status| status.fatal.is_some() || status.is_removed).await {

@@ -1,0 +1,33 @@
+//! Whole clusters under simulated time, network and disk.
+
+use std::process::Command;
+
+const PINTLE_JEPSEN: &str = env!("CARGO_BIN_EXE_pintle-jepsen");
+
+fn simulate(arguments: &[&str]) -> String {
+    let output = Command::new(PINTLE_JEPSEN).arg("simulate").args(arguments).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}\n{told}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    told
+}
+
+#[test]
+fn thirty_seeds_hold() {
+    simulate(&["--seeds", "30", "--minutes", "1.5", "--patience", "5"]);
+}
+
+#[test]
+fn a_seed_does_the_same_twice() {
+    let trace = || {
+        let told = simulate(&["--seed", "7", "--minutes", "1.5"]);
+        told.split(" of ").next().map(String::from).unwrap()
+    };
+    let first = trace();
+    assert!(first.contains("trace"), "{first}");
+    assert_eq!(first, trace());
+}
