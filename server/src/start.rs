@@ -225,7 +225,10 @@ pub async fn publish(ctx: Arc<Context>, name: String, client_urls: Vec<String>) 
                 tracing::warn!(error = error.message(), "could not publish the member's name and URLs; trying again")
             }
         }
-        let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
+        // Without Raft no try will ever succeed.
+        if let Ok(Err(_)) = tokio::time::timeout(ctx.election_timeout, status.changed()).await {
+            return;
+        }
     }
     tracing::info!(name = attributes.name, "published the member's name and client URLs");
 }
