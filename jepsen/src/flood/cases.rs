@@ -131,6 +131,7 @@ async fn idle_watches(node: &Node, count: usize) -> Result<Flooded> {
     let clients = clients(node, 4);
     let made = stream::iter(0..count).map(|i| watch(clients[i % clients.len()].clone(), format!("idle/{i}")));
     let watches: Vec<_> = made.buffer_unordered(AT_ONCE).try_collect().await?;
+    // A delay: what stands idle costs the node something for as long as it stands, and nothing tells of that.
     tokio::time::sleep(STAND).await;
     flooded(watches.len(), "watch streams")
 }
@@ -142,6 +143,7 @@ async fn connect(node: &Node) -> Result<TcpStream> {
 async fn idle_connections(node: &Node, count: usize) -> Result<Flooded> {
     let made = stream::iter(0..count).map(|_| connect(node));
     let idle: Vec<_> = made.buffer_unordered(AT_ONCE).try_collect().await?;
+    // A delay: what stands idle costs the node something for as long as it stands, and nothing tells of that.
     tokio::time::sleep(STAND).await;
     flooded(idle.len(), "connections")
 }
@@ -155,6 +157,7 @@ async fn deaf_watchers(node: &Node, count: usize, puts: usize) -> Result<Flooded
     for _ in 0..puts {
         kv.put(put("events/1".into(), MIB)).await?;
     }
+    // A delay: what nobody takes grows on the node for a while, and its memory is looked at meanwhile.
     tokio::time::sleep(STAND).await;
     drop(watches);
     Ok(Flooded { count, of: "watchers", more: format!(", {puts} events of 1 MiB") })

@@ -215,6 +215,7 @@ impl<'a> Run<'a> {
         let begin = Instant::now();
         while self.recorder.silence_ns() > begin.elapsed().as_nanos() as u64 {
             ensure!(begin.elapsed() < RECOVERY_LIMIT, "nothing succeeded for {RECOVERY_LIMIT:?} after the last fault");
+            // A delay: between two looks at a time that every success changes.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())

@@ -183,6 +183,7 @@ impl DiskFile for File {
                     Ok(())
                 })?;
                 let _syncing = Syncing(self);
+                // A delay, of simulated time: it is what the sync takes.
                 tokio::time::sleep(time).await;
             }
             self.mount.with(|state| state.sync(self.inode, end))

@@ -259,6 +259,7 @@ fn a_sync_takes_its_time_and_a_crash_meanwhile_undoes_it() {
 
             file.write_at(b"b", 4096).unwrap();
             let waiting = tokio::spawn(async move { file.sync_data().await });
+            // Simulated time, in the middle of the sync: it passes at once, when all others wait.
             tokio::time::sleep(Duration::from_millis(5)).await;
             disk.crash();
             waiting.await.unwrap().unwrap_err();
@@ -278,6 +279,7 @@ fn what_is_written_during_a_sync_is_not_part_of_it() {
         file.write_at(b"a", 0).unwrap();
         let syncing = file.sync_data();
         let write = async {
+            // Simulated time, in the middle of the sync: it passes at once, when all others wait.
             tokio::time::sleep(Duration::from_millis(5)).await;
             file.write_at(b"b", 4096).unwrap();
         };

@@ -106,6 +106,7 @@ async fn echo(State(seen): State<Arc<Seen>>, body: Bytes) -> Bytes {
 async fn slow(State(seen): State<Arc<Seen>>, body: Bytes) -> &'static str {
     seen.begun.fetch_add(1, Ordering::Relaxed);
     let on_drop = OnDrop(seen);
+    // A delay, of simulated time: it is what the answer takes.
     tokio::time::sleep(Duration::from_secs(body.len() as u64)).await;
     std::mem::forget(on_drop);
     "done"
@@ -212,6 +213,7 @@ fn unavailable_after(began: Instant, result: Result<impl std::fmt::Debug, Status
     began.elapsed()
 }
 
+/// Simulated time, which passes at once when all others wait: how long links take is what is tested.
 async fn pass(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
 }

@@ -165,6 +165,7 @@ impl Nemesis for Lag {
             nodes.heal_links();
             let caught_up = async {
                 while nodes.status(self.lagging).await.is_none_or(|status| status.raft_applied_index < to) {
+                    // A delay: between two questions. A member tells how far it is only when it is asked.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
