@@ -1,27 +1,27 @@
-//! The client: several endpoints, of which one is used until it fails.
+//! The client: where requests go, how often they are sent, and how long they may take.
 
 use std::{
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tonic::{
-    Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tonic::{Code, Response, Status};
 
 use crate::{
-    Error, Result,
+    Balance, Credentials, Error, Result, Tls,
+    endpoint::Member,
+    endpoints::Endpoints,
+    identity::{Connection, Identity, Token},
     retry::{Backoff, Repeat},
 };
 
 /// A list may answer many megabytes; gRPC's usual limit for a client is 4 MiB.
 pub(crate) const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
+/// How often a request is sent again with another token. More than once only while users and roles are being changed.
+const TOKENS_MAX: u32 = 5;
 
 /// How a client behaves. `Options::default()` is what [`Client::connect`] takes.
 #[derive(Debug, Clone)]
@@ -34,6 +34,15 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long the sign of life may take until the connection counts as broken.
     pub ping_timeout: Duration,
+    /// For endpoints `https://`, and for those that do not say. None: the former with what the system trusts, the latter
+    /// without TLS.
+    pub tls: Option<Tls>,
+    /// Who the client is, where a certificate does not say it.
+    pub credentials: Option<Credentials>,
+    /// How requests are spread over the endpoints.
+    pub balance: Balance,
+    /// How often the endpoints are made those of the cluster's members ([`Client::sync_endpoints`]). None: never.
+    pub sync_interval: Option<Duration>,
 }
 
 impl Default for Options {
@@ -43,42 +52,49 @@ impl Default for Options {
             request_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
+            tls: None,
+            credentials: None,
+            balance: Balance::default(),
+            sync_interval: None,
         }
     }
 }
 
 /// A client of one cluster. Cheap to clone; clones share connections.
 ///
-/// All requests go to one endpoint until a request fails there; then they go to the next one in the list, and after the
-/// last to the first.
+/// A request goes to one of the endpoints, and where that is safe ([`crate::retry`]) to another one when it fails there.
 #[derive(Debug, Clone)]
 pub struct Client {
+    route: Route,
+}
+
+/// The way of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
     shared: Arc<Shared>,
+    /// The one endpoint that is asked, whatever becomes of it.
+    only: Option<Arc<Member>>,
+    request_timeout: Duration,
 }
 
 #[derive(Debug)]
 struct Shared {
-    members: Vec<Member>,
-    current: AtomicUsize,
+    endpoints: Endpoints,
+    identity: Identity,
     options: Options,
 }
 
-#[derive(Debug)]
-struct Member {
-    url: String,
-    channel: Channel,
-}
-
-/// The endpoint a request goes to. Tells which one failed, when it did.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    index: usize,
-    pub channel: Channel,
+/// An endpoint, and whether it works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointHealth {
+    pub url: String,
+    /// False for a while after a request failed there.
+    pub is_healthy: bool,
 }
 
 impl Client {
-    /// A client for these endpoints: `http://host:port`, or `host:port`. Connections are made when they are needed, and
-    /// made again when they break.
+    /// A client for these endpoints: `http://host:port`, `https://host:port`, `host:port`, `unix:///path`. Connections
+    /// are made when they are needed, and made again when they break.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -86,62 +102,198 @@ impl Client {
         Client::with_options(endpoints, Options::default())
     }
 
-    /// [`Client::connect`] with other times.
+    /// [`Client::connect`] with other options.
     pub fn with_options<U: Into<String>>(endpoints: impl IntoIterator<Item = U>, options: Options) -> Result<Client> {
-        let members: Vec<Member> =
-            endpoints.into_iter().map(|url| Member::new(url.into(), &options)).collect::<Result<_>>()?;
+        let members =
+            endpoints.into_iter().map(|url| Member::new(&url.into(), &options)).collect::<Result<Vec<_>>>()?;
         if members.is_empty() {
             return Err(Error::Endpoint { url: String::new(), reason: "at least one is needed".to_string() });
         }
-        Ok(Client { shared: Arc::new(Shared { members, current: AtomicUsize::new(0), options }) })
+        let (request_timeout, sync_interval) = (options.request_timeout, options.sync_interval);
+        let shared = Arc::new(Shared {
+            endpoints: Endpoints::new(members, options.balance),
+            identity: Identity::new(options.credentials.clone())?,
+            options,
+        });
+        if let Some(interval) = sync_interval {
+            tokio::spawn(keep_synced(Arc::downgrade(&shared), interval));
+        }
+        Ok(Client { route: Route { shared, only: None, request_timeout } })
     }
 
-    /// The endpoints, as they were given.
-    pub fn endpoints(&self) -> impl Iterator<Item = &str> {
-        self.shared.members.iter().map(|member| member.url.as_str())
+    /// The endpoints: as they were given, or as the members have last said.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.route.members().iter().map(|member| member.url.clone()).collect()
     }
 
+    /// The endpoints with what is known of them. None is asked.
+    pub fn endpoint_health(&self) -> Vec<EndpointHealth> {
+        let health = |member: &Arc<Member>| EndpointHealth { url: member.url.clone(), is_healthy: member.is_healthy() };
+        self.route.members().iter().map(health).collect()
+    }
+
+    /// The options that the client was made with.
     pub fn options(&self) -> &Options {
-        &self.shared.options
+        &self.route.shared.options
     }
 
-    /// Where the next request goes.
-    pub(crate) fn target(&self) -> Target {
-        let index = self.shared.current.load(Ordering::Relaxed);
-        Target { index, channel: self.shared.members[index].channel.clone() }
+    /// How long a request may take.
+    pub fn request_timeout(&self) -> Duration {
+        self.route.request_timeout
     }
 
-    /// The endpoint failed: later requests go to the next one. Of many requests that failed there, one makes the move.
-    pub(crate) fn give_up(&self, target: &Target) {
-        let next = (target.index + 1) % self.shared.members.len();
-        // A failure to exchange means that another request has moved already.
-        let _ = self.shared.current.compare_exchange(target.index, next, Ordering::Relaxed, Ordering::Relaxed);
+    /// The same client with another time for each request.
+    pub fn with_request_timeout(&self, request_timeout: Duration) -> Client {
+        Client { route: Route { request_timeout, ..self.route.clone() } }
     }
 
-    /// Sends a request, and sends it again, elsewhere, where `repeat` allows it.
-    pub(crate) async fn call<R, T, F>(&self, repeat: Repeat, request: R, send: impl Fn(Channel, R) -> F) -> Result<T>
+    /// The same client for this endpoint alone, whether it is one of the client's or not.
+    pub fn at(&self, endpoint: &str) -> Result<Client> {
+        let known = self.route.members().iter().find(|member| member.url == endpoint).cloned();
+        let member = match known {
+            Some(member) => member,
+            None => Member::new(endpoint, self.options())?,
+        };
+        Ok(Client { route: Route { only: Some(member), ..self.route.clone() } })
+    }
+
+    /// Asks the cluster for its members, and takes their client URLs for endpoints. Learners are left out: they answer
+    /// little, and members that have not started, which have no URLs.
+    pub async fn sync_endpoints(&self) -> Result<()> {
+        let members = self.member_list(true).await?.members;
+        let voters = members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
+        let known = self.route.shared.endpoints.all();
+        let mut found = Vec::new();
+        for url in voters.flat_map(|member| &member.client_ur_ls) {
+            let member = known.iter().find(|member| member.url == *url).cloned();
+            found.push(match member {
+                Some(member) => member,
+                None => Member::new(url, self.options())?,
+            });
+        }
+        if !found.is_empty() {
+            self.route.shared.endpoints.replace(found);
+        }
+        Ok(())
+    }
+
+    /// Sends a request of any service, and sends it again, elsewhere, where `repeat` allows it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: &client::Client) -> client::Result<()> {
+    /// use client::{pb, retry::Repeat};
+    ///
+    /// let request = pb::RangeRequest { key: "k".into(), ..Default::default() };
+    /// let answer = client
+    ///     .call(Repeat::Always, request, async |connection, request| {
+    ///         pb::kv_client::KvClient::new(connection).range(request).await
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn call<R, T, F>(&self, repeat: Repeat, request: R, send: impl Fn(Connection, R) -> F) -> Result<T>
     where
         R: Clone,
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let members = self.shared.members.len();
-        let request_timeout = self.shared.options.request_timeout;
-        let deadline = Instant::now() + request_timeout;
+        self.route.call(repeat, request, send).await
+    }
+
+    /// The endpoint whose turn it is, with the client's token: for calls that [`Client::call`] is not made for, such as
+    /// streams in both directions. What becomes of them does not count for the endpoint's health.
+    pub async fn connection(&self) -> Result<Connection> {
+        let deadline = Instant::now() + self.route.request_timeout;
+        let token = self.route.token(deadline).await?;
+        Ok(token.connection(self.route.target().channel.clone()))
+    }
+
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+}
+
+impl Route {
+    fn members(&self) -> Arc<[Arc<Member>]> {
+        match &self.only {
+            Some(only) => [only.clone()].into(),
+            None => self.shared.endpoints.all(),
+        }
+    }
+
+    /// Where the next request goes.
+    pub fn target(&self) -> Arc<Member> {
+        self.only.clone().unwrap_or_else(|| self.shared.endpoints.next())
+    }
+
+    /// The endpoint failed: later requests go elsewhere.
+    pub fn give_up(&self, target: &Arc<Member>) {
+        self.shared.endpoints.give_up(target);
+    }
+
+    pub async fn token(&self, deadline: Instant) -> Result<Token> {
+        // The token's exchange is a request of its own, whose future would contain itself without the box.
+        Box::pin(self.shared.identity.token(self, deadline)).await
+    }
+
+    /// Whether another token may help.
+    pub fn is_stale(&self, token: &Token, error: &Error) -> bool {
+        self.shared.identity.is_stale(token, error)
+    }
+
+    pub async fn call<R, T, F>(&self, repeat: Repeat, request: R, send: impl Fn(Connection, R) -> F) -> Result<T>
+    where
+        R: Clone,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.request_timeout;
+        let mut tokens = 0;
+        loop {
+            let token = self.token(deadline).await?;
+            tokens += 1;
+            match self.attempts(repeat, request.clone(), &token, deadline, &send).await {
+                // Whoever does not take the token has done nothing, so this is safe for writes, too.
+                Err(error) if self.is_stale(&token, &error) && tokens < TOKENS_MAX => {
+                    tracing::debug!(%error, "request is sent again with another token");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Sends a request with this token until it is answered, or may not be sent again, or the time is over.
+    pub async fn attempts<R, T, F>(
+        &self,
+        repeat: Repeat,
+        request: R,
+        token: &Token,
+        deadline: Instant,
+        send: impl Fn(Connection, R) -> F,
+    ) -> Result<T>
+    where
+        R: Clone,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let members = self.members().len();
         // A member that hangs must leave the others time to answer; but a write that hangs cannot be sent elsewhere.
         let attempt_timeout = match repeat {
-            Repeat::Always => request_timeout / u32::try_from(members).unwrap_or(u32::MAX),
-            Repeat::IfNotProposed => request_timeout,
+            Repeat::Always => self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX),
+            Repeat::IfNotProposed | Repeat::Never => self.request_timeout,
         };
         let mut backoff = Backoff::default();
         let mut attempts = 0;
         loop {
             let target = self.target();
+            let connection = token.connection(target.channel.clone());
             let attempt_deadline = deadline.min(Instant::now() + attempt_timeout);
-            let error = match timeout_at(attempt_deadline, send(target.channel.clone(), request.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            let error = match timeout_at(attempt_deadline, send(connection, request.clone())).await {
+                Ok(Ok(answer)) => {
+                    target.works();
+                    return Ok(answer.into_inner());
+                }
                 Ok(Err(status)) => {
                     let repeated = repeat.allows(&status);
-                    if repeated || status.code() == tonic::Code::Unavailable {
+                    if repeated || status.code() == Code::Unavailable {
                         self.give_up(&target);
                     }
                     let error = Error::from(status);
@@ -152,7 +304,7 @@ impl Client {
                 }
                 Err(_elapsed) => {
                     self.give_up(&target);
-                    if repeat == Repeat::IfNotProposed {
+                    if repeat != Repeat::Always {
                         return Err(Error::Timeout);
                     }
                     Error::Timeout
@@ -169,43 +321,18 @@ impl Client {
             tracing::debug!(%error, attempts, "request is sent again");
         }
     }
-
-    /// Sends a request to one endpoint, once.
-    pub(crate) async fn call_at<T, F>(&self, url: &str, send: impl FnOnce(Channel) -> F) -> Result<T>
-    where
-        F: Future<Output = Result<Response<T>, Status>>,
-    {
-        let member = self.shared.members.iter().find(|member| member.url == url);
-        let Some(member) = member else {
-            return Err(Error::Endpoint { url: url.to_string(), reason: "is none of this client's".to_string() });
-        };
-        match timeout(self.shared.options.request_timeout, send(member.channel.clone())).await {
-            Ok(answer) => Ok(answer?.into_inner()),
-            Err(_elapsed) => Err(Error::Timeout),
-        }
-    }
 }
 
-impl Member {
-    fn new(url: String, options: &Options) -> Result<Member> {
-        let refused = |reason: &str| Error::Endpoint { url: url.clone(), reason: reason.to_string() };
-        let full = match url.split_once("://") {
-            Some(("http", rest)) if !rest.is_empty() => url.clone(),
-            Some(("https", _)) => return Err(refused("TLS is not supported")),
-            Some(_) => return Err(refused("not an http URL")),
-            None => format!("http://{url}"),
-        };
-        let endpoint = Endpoint::from_shared(full)
-            .map_err(|error| refused(&error.to_string()))?
-            .connect_timeout(options.connect_timeout)
-            .http2_keep_alive_interval(options.ping_interval)
-            .keep_alive_timeout(options.ping_timeout)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        if endpoint.uri().host().is_none_or(str::is_empty) {
-            return Err(refused("it has no host"));
+/// Takes the members' URLs for endpoints, again and again, as long as there is a client.
+async fn keep_synced(shared: Weak<Shared>, interval: Duration) {
+    loop {
+        sleep(interval).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let request_timeout = shared.options.request_timeout;
+        let client = Client { route: Route { shared, only: None, request_timeout } };
+        if let Err(error) = client.sync_endpoints().await {
+            tracing::debug!(%error, "the members could not be asked for their endpoints");
         }
-        Ok(Member { channel: endpoint.connect_lazy(), url })
     }
 }
 
@@ -215,22 +342,17 @@ mod tests {
 
     #[tokio::test]
     async fn endpoints_are_checked_before_they_are_used() {
-        assert!(Client::connect(["127.0.0.1:2379", "http://localhost:2379"]).is_ok());
-        for bad in ["https://localhost:2379", "unix:///tmp/socket", "http://", "", "a b"] {
+        assert!(Client::connect(["127.0.0.1:2379", "http://localhost:2379", "unix:///tmp/socket"]).is_ok());
+        for bad in ["http://", "", "a b", "ftp://a:1", "localhost"] {
             assert!(matches!(Client::connect([bad]), Err(Error::Endpoint { .. })), "{bad}");
         }
         assert!(matches!(Client::connect(Vec::<String>::new()), Err(Error::Endpoint { .. })));
     }
 
     #[tokio::test]
-    async fn requests_that_failed_together_move_the_client_by_one_endpoint() {
-        let client = Client::connect(["a:1", "b:1", "c:1"]).unwrap();
-        let target = client.target();
-        client.give_up(&target);
-        client.give_up(&target);
-        assert_eq!(client.target().index, 1);
-        client.give_up(&client.target());
-        client.give_up(&client.target());
-        assert_eq!(client.target().index, 0);
+    async fn files_that_cannot_be_used_are_named_before_anything_is_sent() {
+        let options = Options { tls: Some(Tls::with_ca("/nowhere/ca.pem")), ..Options::default() };
+        let error = Client::with_options(["https://localhost:1"], options).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
     }
 }

@@ -13,6 +13,12 @@ pub enum Error {
     /// The endpoint cannot be used as written, or is none of the client's.
     #[error("endpoint {url}: {reason}")]
     Endpoint { url: String, reason: String },
+    /// The files or names that TLS was to be used with.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// A token that is no text a header can have.
+    #[error("the token is no text that can be sent")]
+    Token,
     /// No connection could be made: the request was not sent.
     #[error("no connection: {0}")]
     Unreachable(String),
@@ -51,6 +57,8 @@ impl Error {
                 Code::InvalidArgument | Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied
             ),
             Error::Endpoint { .. }
+            | Error::Tls(_)
+            | Error::Token
             | Error::Unreachable(_)
             | Error::WatchCompacted { .. }
             | Error::WatchCanceled(_)
@@ -62,13 +70,24 @@ impl Error {
 impl From<Status> for Error {
     fn from(status: Status) -> Error {
         if retry::not_sent(&status) {
-            return Error::Unreachable(status.message().to_string());
+            return Error::Unreachable(deepest_reason(&status));
         }
         match EtcdError::from_message(status.message()) {
             Some(error) => Error::Etcd(error),
             None => Error::Rpc { code: status.code(), message: status.message().to_string() },
         }
     }
+}
+
+/// What went wrong at the bottom, such as a refused connection or certificate.
+fn deepest_reason(status: &Status) -> String {
+    let mut reason = status.message().to_string();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        reason = error.to_string();
+        source = error.source();
+    }
+    reason
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Reads and writes of keys.
 
+use crate::{Client, Keys, Result, connection::ANSWER_BYTES_MAX, identity::Connection, retry::Repeat};
 use bytes::Bytes;
 use proto::{
     LeaseId,
@@ -10,9 +11,6 @@ use proto::{
         range_request::{SortOrder, SortTarget},
     },
 };
-use tonic::transport::Channel;
-
-use crate::{Client, Keys, Result, connection::ANSWER_BYTES_MAX, retry::Repeat};
 
 /// A read. Linearizable unless [`Get::serializable`].
 #[derive(Debug, Clone)]
@@ -148,27 +146,30 @@ impl Delete {
     }
 }
 
-pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
-    KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+pub(crate) fn kv(connection: Connection) -> KvClient<Connection> {
+    KvClient::new(connection).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 impl Client {
     pub async fn get(&self, get: Get) -> Result<RangeResponse> {
-        self.call(Repeat::Always, get.0, async |channel, request| kv(channel).range(request).await).await
+        self.call(Repeat::Always, get.0, async |connection, request| kv(connection).range(request).await).await
     }
 
     pub async fn put(&self, put: Put) -> Result<PutResponse> {
-        self.call(Repeat::IfNotProposed, put.0, async |channel, request| kv(channel).put(request).await).await
+        self.call(Repeat::IfNotProposed, put.0, async |connection, request| kv(connection).put(request).await).await
     }
 
     pub async fn delete(&self, delete: Delete) -> Result<DeleteRangeResponse> {
-        self.call(Repeat::IfNotProposed, delete.0, async |channel, request| kv(channel).delete_range(request).await)
-            .await
+        self.call(Repeat::IfNotProposed, delete.0, async |connection, request| {
+            kv(connection).delete_range(request).await
+        })
+        .await
     }
 
     /// Forgets what only revisions below `revision` can see. `physical` waits until it is gone from the store.
     pub async fn compact(&self, revision: i64, physical: bool) -> Result<CompactionResponse> {
         let request = CompactionRequest { revision, physical };
-        self.call(Repeat::IfNotProposed, request, async |channel, request| kv(channel).compact(request).await).await
+        self.call(Repeat::IfNotProposed, request, async |connection, request| kv(connection).compact(request).await)
+            .await
     }
 }

@@ -15,10 +15,11 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
 use crate::{
     Client, Error, Result,
+    identity::Connection,
     retry::{Backoff, Repeat},
 };
 
@@ -29,14 +30,15 @@ impl Client {
         // a failure.
         let repeat = if id.0 == 0 { Repeat::Always } else { Repeat::IfNotProposed };
         let request = LeaseGrantRequest { ttl: ttl_seconds, id: id.0 };
-        self.call(repeat, request, async |channel, request| LeaseClient::new(channel).lease_grant(request).await).await
+        self.call(repeat, request, async |connection, request| LeaseClient::new(connection).lease_grant(request).await)
+            .await
     }
 
     /// Ends a lease and deletes its keys.
     pub async fn lease_revoke(&self, id: LeaseId) -> Result<LeaseRevokeResponse> {
         let request = LeaseRevokeRequest { id: id.0 };
-        self.call(Repeat::IfNotProposed, request, async |channel, request| {
-            LeaseClient::new(channel).lease_revoke(request).await
+        self.call(Repeat::IfNotProposed, request, async |connection, request| {
+            LeaseClient::new(connection).lease_revoke(request).await
         })
         .await
     }
@@ -44,16 +46,16 @@ impl Client {
     /// How long a lease has left, and its keys where `keys` asks for them. A TTL of -1: there is no such lease.
     pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTimeToLiveResponse> {
         let request = LeaseTimeToLiveRequest { id: id.0, keys };
-        self.call(Repeat::Always, request, async |channel, request| {
-            LeaseClient::new(channel).lease_time_to_live(request).await
+        self.call(Repeat::Always, request, async |connection, request| {
+            LeaseClient::new(connection).lease_time_to_live(request).await
         })
         .await
     }
 
     /// All leases.
     pub async fn leases(&self) -> Result<LeaseLeasesResponse> {
-        self.call(Repeat::Always, LeaseLeasesRequest {}, async |channel, request| {
-            LeaseClient::new(channel).lease_leases(request).await
+        self.call(Repeat::Always, LeaseLeasesRequest {}, async |connection, request| {
+            LeaseClient::new(connection).lease_leases(request).await
         })
         .await
     }
@@ -72,9 +74,9 @@ impl Client {
 }
 
 /// One renewal. The stream is the API's; we need one exchange of it, so a failure is that of an ordinary request.
-async fn renew(channel: Channel, id: LeaseId) -> Result<Response<LeaseKeepAliveResponse>, Status> {
+async fn renew(connection: Connection, id: LeaseId) -> Result<Response<LeaseKeepAliveResponse>, Status> {
     let request = tokio_stream::once(LeaseKeepAliveRequest { id: id.0 });
-    let mut answers = LeaseClient::new(channel).lease_keep_alive(request).await?.into_inner();
+    let mut answers = LeaseClient::new(connection).lease_keep_alive(request).await?.into_inner();
     match answers.message().await? {
         Some(answer) => Ok(Response::new(answer)),
         None => Err(Status::unavailable("the keep-alive stream was closed")),
@@ -137,14 +139,20 @@ async fn keep(client: Client, id: LeaseId, state: watch::Sender<State>) {
     // Until the first answer we do not know how long the lease lasts, and keep asking.
     let mut expires: Option<Instant> = None;
     loop {
-        let target = client.target();
+        let target = client.route().target();
         let sent = Instant::now();
-        let left = expires.map_or(client.options().request_timeout, |expires| expires.saturating_duration_since(sent));
+        let left = expires.map_or(client.request_timeout(), |expires| expires.saturating_duration_since(sent));
         if left.is_zero() {
             break;
         }
         // A member that hangs must leave time to ask another.
-        let answer = timeout(left.min(client.options().request_timeout) / 2, renew(target.channel.clone(), id)).await;
+        let within = left.min(client.request_timeout()) / 2;
+        let answer = timeout(within, async {
+            let token =
+                client.route().token(sent + within).await.map_err(|error| Status::unknown(error.to_string()))?;
+            renew(token.connection(target.channel.clone()), id).await
+        });
+        let answer = answer.await;
         match answer {
             Ok(Ok(answer)) if answer.get_ref().ttl <= 0 => break,
             Ok(Ok(answer)) => {
@@ -158,12 +166,12 @@ async fn keep(client: Client, id: LeaseId, state: watch::Sender<State>) {
             }
             Ok(Err(status)) => {
                 tracing::debug!(lease = %id, %status, "lease could not be renewed");
-                client.give_up(&target);
+                client.route().give_up(&target);
                 sleep(backoff.wait()).await;
             }
             Err(_elapsed) => {
                 tracing::debug!(lease = %id, "lease could not be renewed in time");
-                client.give_up(&target);
+                client.route().give_up(&target);
             }
         }
     }

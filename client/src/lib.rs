@@ -2,12 +2,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`connection`](Client) | [`Client`]: several endpoints, of which one is used until it fails |
+//! | [`connection`](Client) | [`Client`], [`Options`]; how a request is sent, and sent again |
+//! | [`endpoint`](EndpointHealth), [`endpoints`](Balance) | addresses and connections; which one the next request goes to |
+//! | [`tls`](Tls), [`identity`](Credentials) | whom to trust; who the client is, and its token |
 //! | [`retry`] | which failed requests may be sent again, and how long to wait before |
 //! | [`keys`](Keys), [`kv`](Get), [`txn`](Txn) | reads, writes, transactions |
 //! | [`watch`](Watch) | watches that survive failures without a gap and without repeating an event |
 //! | [`lease`](LeaseKeeper) | leases, and a task that keeps one alive |
-//! | [`maintenance`](Client::status), [`cluster`](Client::member_list) | what concerns members |
+//! | [`maintenance`](Client::status), [`cluster`](Client::member_list), [`auth`](Client::auth_enable) | members, users and roles |
 //!
 //! ```no_run
 //! use client::{Client, Compare, Get, Op, Put, Txn, Watch};
@@ -41,22 +43,30 @@
 //! - Answers are the wire's own messages ([`proto::etcdserverpb`]), so nothing a server says is lost on the way.
 //! - Every request ends within [`Options::request_timeout`]; only [`Watcher::next`] waits for as long as it takes.
 
+mod auth;
 mod cluster;
 mod connection;
+mod endpoint;
+mod endpoints;
 mod error;
+mod identity;
 mod keys;
 mod kv;
 mod lease;
 mod maintenance;
 pub mod retry;
+mod tls;
 mod txn;
 mod watch;
 
-pub use connection::{Client, Options};
+pub use connection::{Client, EndpointHealth, Options};
+pub use endpoints::Balance;
 pub use error::{Error, Result};
+pub use identity::{Connection, Credentials, WithToken};
 pub use keys::Keys;
 pub use kv::{Delete, Get, Put};
 pub use lease::LeaseKeeper;
-pub use proto::{EtcdError, LeaseId, MemberId, etcdserverpb as pb, mvccpb};
+pub use proto::{EtcdError, LeaseId, MemberId, authpb, etcdserverpb as pb, mvccpb};
+pub use tls::Tls;
 pub use txn::{Compare, Comparison, Op, Txn};
 pub use watch::{Watch, Watcher};

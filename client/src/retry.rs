@@ -4,6 +4,10 @@
 //! |---|---|
 //! | [`Repeat::Always`]: a read, or what twice does no harm | the server or the way to it is unavailable, or it did not answer in time |
 //! | [`Repeat::IfNotProposed`]: a write | no connection could be made, or the server refused before proposing |
+//! | [`Repeat::Never`]: a question to one member | never |
+//!
+//! Apart from that, whatever was refused for the token it came with is sent again with another one
+//! ([`crate::Credentials`]).
 //!
 //! The rule is that of etcd's own client (`client/v3/retry.go`), and a little wider for writes: errors that a server
 //! answers before it proposes anything are as good as a request never sent.
@@ -20,11 +24,16 @@ pub enum Repeat {
     Always,
     /// Perhaps a second write: only where the first certainly was none.
     IfNotProposed,
+    /// Nothing that helps: it is about the endpoint that was asked.
+    Never,
 }
 
 impl Repeat {
     /// Whether a request that failed so may be sent again, to the next endpoint.
     pub fn allows(self, status: &Status) -> bool {
+        if self == Repeat::Never {
+            return false;
+        }
         if not_sent(status) || EtcdError::from_message(status.message()).is_some_and(refused_before_proposal) {
             return true;
         }
@@ -116,6 +125,7 @@ mod tests {
         assert!(!read.allows(&EtcdError::Compacted.into()));
         assert!(!read.allows(&EtcdError::PermissionDenied.into()));
         assert!(!read.allows(&Status::unknown("panic in the handler")));
+        assert!(!Repeat::Never.allows(&connect_error()));
     }
 
     #[test]

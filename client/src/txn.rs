@@ -143,7 +143,7 @@ impl<T> Compare<T> {
 impl Client {
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
         let repeat = if txn.writes() { Repeat::IfNotProposed } else { Repeat::Always };
-        self.call(repeat, txn.0, async |channel, request| kv(channel).txn(request).await).await
+        self.call(repeat, txn.0, async |connection, request| kv(connection).txn(request).await).await
     }
 }
 

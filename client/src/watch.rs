@@ -14,7 +14,7 @@
 //! handed over (a server never splits a revision over responses unless asked to, which we do not), and events below the
 //! position are dropped (*, which only a server that ignores the revision it is given would send).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -28,11 +28,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
-use crate::{
-    Client, Error, Keys, Result,
-    connection::{ANSWER_BYTES_MAX, Target},
-    retry::Backoff,
-};
+use crate::{Client, Error, Keys, Result, connection::ANSWER_BYTES_MAX, endpoint::Member, retry::Backoff};
 
 /// What to watch.
 #[derive(Debug, Clone)]
@@ -131,7 +127,7 @@ pub struct Watcher {
 
 #[derive(Debug)]
 struct Open {
-    target: Target,
+    target: Arc<Member>,
     responses: Streaming<WatchResponse>,
 }
 
@@ -155,7 +151,7 @@ impl Client {
             backoff: Backoff::default(),
             ended: None,
         };
-        let deadline = Instant::now() + self.options().request_timeout;
+        let deadline = Instant::now() + self.request_timeout();
         let mut last = Error::Timeout;
         loop {
             match timeout_at(deadline, watcher.open()).await {
@@ -214,9 +210,9 @@ impl Watcher {
 
     /// Creates the watcher at the client's present endpoint; gives the endpoint up when that fails.
     async fn open(&mut self) -> Result<(), Broken> {
-        let target = self.client.target();
+        let target = self.client.route().target();
         // A member that hangs must not hold the watch for ever.
-        let within: Duration = self.client.options().request_timeout;
+        let within: Duration = self.client.request_timeout();
         let opened = match timeout(within, self.open_at(&target)).await {
             Ok(opened) => opened,
             Err(_elapsed) => Err(Broken::Resumable(Error::Timeout)),
@@ -227,20 +223,22 @@ impl Watcher {
                 Ok(())
             }
             Err(broken) => {
-                self.client.give_up(&target);
+                self.client.route().give_up(&target);
                 Err(broken)
             }
         }
     }
 
-    async fn open_at(&mut self, target: &Target) -> Result<Streaming<WatchResponse>, Broken> {
+    async fn open_at(&mut self, target: &Arc<Member>) -> Result<Streaming<WatchResponse>, Broken> {
         let create = WatchCreateRequest { start_revision: self.position.next, ..self.create.clone() };
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         // The stream of requests stays open, or the server would take the watch for ended.
         let mut request = Request::new(tokio_stream::once(create).chain(tokio_stream::pending()));
         // A member that has lost its leader shall end the stream, so that we go to one that has not.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-        let mut client = WatchClient::new(target.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let token = self.client.route().token(Instant::now() + self.client.request_timeout()).await;
+        let connection = token.map_err(Broken::ForGood)?.connection(target.channel.clone());
+        let mut client = WatchClient::new(connection).max_decoding_message_size(ANSWER_BYTES_MAX);
         let mut responses = client.watch(request).await.map_err(broken)?.into_inner();
         let created = next_message(&mut responses).await?;
         if !created.created {
@@ -257,7 +255,7 @@ impl Watcher {
             let mut response = match next_message(&mut open.responses).await {
                 Ok(response) => response,
                 Err(broken) => {
-                    self.client.give_up(&open.target);
+                    self.client.route().give_up(&open.target);
                     return Err(broken);
                 }
             };

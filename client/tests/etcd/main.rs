@@ -1,6 +1,7 @@
-//! The client and pintlectl against a real etcd.
+//! The client and pintlectl against real servers, etcd's and Pintle's.
 
 mod pintlectl;
+mod secure;
 mod server;
 
 use std::time::Duration;

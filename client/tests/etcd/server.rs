@@ -1,11 +1,12 @@
-//! Members of an etcd cluster as child processes.
+//! Members of a cluster, etcd's or Pintle's, as child processes.
 //!
-//! Which etcd: `PINTLE_TEST_ETCD`, else the one on PATH.
+//! Which etcd: `PINTLE_TEST_ETCD`, else the one on PATH. Which Pintle: `PINTLE_TEST_BIN`, else the one built beside
+//! pintlectl.
 
 use std::{
     env,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,6 +14,38 @@ use std::{
 use client::{Client, Options};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Whose members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    Etcd,
+    Pintle,
+}
+
+/// Runs each test on each store.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod on_etcd { $(#[tokio::test] async fn $name() { super::$name($crate::server::Store::Etcd).await })* }
+        mod on_pintle { $(#[tokio::test] async fn $name() { super::$name($crate::server::Store::Pintle).await })* }
+    };
+}
+pub(crate) use on_both;
+
+impl Store {
+    pub fn program(self) -> PathBuf {
+        match self {
+            Store::Etcd => etcd(),
+            Store::Pintle => pintle(),
+        }
+    }
+}
+
+fn pintle() -> PathBuf {
+    let named = env::var_os("PINTLE_TEST_BIN").map(PathBuf::from);
+    let pintle = named.unwrap_or_else(|| Path::new(env!("CARGO_BIN_EXE_pintlectl")).with_file_name("pintle"));
+    assert!(pintle.is_file(), "no pintle at {}: build it with `cargo build --release`", pintle.display());
+    pintle
+}
 
 fn etcd() -> PathBuf {
     if let Some(path) = env::var_os("PINTLE_TEST_ETCD") {
@@ -31,6 +64,12 @@ fn free_ports(count: usize) -> Vec<u16> {
 }
 
 pub struct Etcd {
+    store: Store,
+    /// Flags besides the usual ones; of the data directory, where one is given.
+    extra: Vec<String>,
+    scheme: &'static str,
+    /// What its client needs.
+    pub options: Options,
     dir: tempfile::TempDir,
     /// Client and peer port of each member.
     ports: Vec<(u16, u16)>,
@@ -38,41 +77,73 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// A cluster that is ready to answer.
+    /// A cluster of etcd's that is ready to answer.
     pub async fn start(size: usize) -> Etcd {
+        Etcd::of(Store::Etcd, size).await
+    }
+
+    /// A cluster that is ready to answer.
+    pub async fn of(store: Store, size: usize) -> Etcd {
+        Etcd::prepare(store, size).run().await
+    }
+
+    /// A cluster that is still to be started.
+    pub fn prepare(store: Store, size: usize) -> Etcd {
         let ports = free_ports(2 * size);
         let ports: Vec<(u16, u16)> = ports.chunks(2).map(|pair| (pair[0], pair[1])).collect();
         let members = ports.iter().map(|_| None).collect();
-        let mut etcd = Etcd { dir: tempfile::tempdir().unwrap(), ports, members };
-        for index in 0..size {
-            etcd.launch(index);
+        let dir = tempfile::tempdir().unwrap();
+        Etcd { store, extra: Vec::new(), scheme: "http", options: Options::default(), dir, ports, members }
+    }
+
+    pub fn flags(mut self, flags: &[&str]) -> Etcd {
+        self.extra.extend(flags.iter().map(|flag| flag.to_string()));
+        self
+    }
+
+    /// TLS for clients, who need these options.
+    pub fn tls(mut self, options: Options) -> Etcd {
+        self.scheme = "https";
+        self.options = options;
+        self
+    }
+
+    pub async fn run(mut self) -> Etcd {
+        for index in 0..self.ports.len() {
+            self.launch(index);
         }
-        for index in 0..size {
-            etcd.ready(index).await;
+        for index in 0..self.ports.len() {
+            self.ready(index).await;
         }
-        etcd
+        self
+    }
+
+    /// Where a member keeps its data.
+    pub fn data_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("m{index}"))
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.ports.iter().map(|(client, _)| format!("http://127.0.0.1:{client}")).collect()
+        self.ports.iter().map(|(client, _)| format!("{}://127.0.0.1:{client}", self.scheme)).collect()
     }
 
     pub fn client(&self) -> Client {
-        Client::connect(self.urls()).unwrap()
+        Client::with_options(self.urls(), self.options.clone()).unwrap()
     }
 
-    fn launch(&mut self, index: usize) {
+    pub fn launch(&mut self, index: usize) {
         let peer = |index: usize| format!("http://127.0.0.1:{}", self.ports[index].1);
         let cluster: Vec<String> = (0..self.ports.len()).map(|i| format!("m{i}={}", peer(i))).collect();
         let url = &self.urls()[index];
         let log = std::fs::File::create(self.dir.path().join(format!("m{index}.log"))).unwrap();
-        let child = Command::new(etcd())
+        let child = Command::new(self.store.program())
             .args(["--name", &format!("m{index}"), "--initial-cluster", &cluster.join(",")])
             .arg("--data-dir")
-            .arg(self.dir.path().join(format!("m{index}")))
+            .arg(self.data_dir(index))
             .args(["--listen-client-urls", url, "--advertise-client-urls", url])
             .args(["--listen-peer-urls", &peer(index), "--initial-advertise-peer-urls", &peer(index)])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error"])
+            .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -83,7 +154,7 @@ impl Etcd {
 
     async fn ready(&mut self, index: usize) {
         let url = self.urls()[index].clone();
-        let options = Options { request_timeout: Duration::from_secs(1), ..Options::default() };
+        let options = Options { request_timeout: Duration::from_secs(1), ..self.options.clone() };
         let client = Client::with_options([&url], options).unwrap();
         let deadline = Instant::now() + READY_WITHIN;
         while let Err(error) = client.health(&url).await {

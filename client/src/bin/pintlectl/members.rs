@@ -59,7 +59,7 @@ impl Endpoint {
                 let client = which.client(context).await?;
                 let (mut found, mut failed) = (Vec::<(String, StatusResponse)>::new(), false);
                 for endpoint in client.endpoints() {
-                    match client.status(endpoint).await {
+                    match client.status(&endpoint).await {
                         Ok(status) => found.push((endpoint.to_string(), status)),
                         Err(error) => {
                             eprintln!("Failed to get the status of endpoint {endpoint} ({error})");
@@ -78,7 +78,7 @@ impl Endpoint {
                 let mut found = Vec::new();
                 for endpoint in client.endpoints() {
                     let asked = Instant::now();
-                    let error = client.health(endpoint).await.err().map(|error| error.to_string());
+                    let error = client.health(&endpoint).await.err().map(|error| error.to_string());
                     found.push(Health { endpoint: endpoint.to_string(), took: asked.elapsed(), error });
                 }
                 context.print(|| text::health(&found), || json::each::<_, json::EndpointHealth>(&found))?;
@@ -91,7 +91,7 @@ impl Endpoint {
                 let client = which.client(context).await?;
                 let (mut found, mut failed) = (Vec::<(String, HashKvResponse)>::new(), false);
                 for endpoint in client.endpoints() {
-                    match client.hash_kv(endpoint, rev).await {
+                    match client.hash_kv(&endpoint, rev).await {
                         Ok(hash) => found.push((endpoint.to_string(), hash)),
                         Err(error) => {
                             eprintln!("Failed to get the hash of endpoint {endpoint} ({error})");
@@ -138,7 +138,7 @@ impl Defrag {
         let client = self.which.client(context).await?;
         let mut failed = false;
         for endpoint in client.endpoints() {
-            match client.defragment(endpoint).await {
+            match client.defragment(&endpoint).await {
                 // As in etcdctl, the same in both formats.
                 Ok(_) => print(format!("Finished defragmenting etcd member[{endpoint}]\n").as_bytes())?,
                 Err(error) => {
