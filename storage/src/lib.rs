@@ -10,6 +10,7 @@
 //!    users, roles, and who may do what                        auth/
 //!    what is counted and timed                             stats.rs
 //! beside: compaction in small steps                           compact.rs
+//!         the versions of a key                               history.rs
 //!         bugs planted to try the tests                       planted.rs
 //!         the whole state, for backups                        export.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
@@ -37,6 +38,7 @@ mod export;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod hash;
+mod history;
 pub mod host;
 mod index;
 mod keys;
@@ -57,6 +59,7 @@ pub use error::{ReadError, StorageError};
 pub use event::{Change, Event, LeaseChange, Observer};
 pub use export::Export;
 pub use hash::HashKv;
+pub use history::Version;
 pub use lease::LeaseInfo;
 pub use record::Kind;
 pub use stats::{Engine, Stats, Work, name_of};
