@@ -62,6 +62,8 @@ pub struct Config {
     pub access: Access,
     /// Whether the RPCs are served as JSON, too.
     pub json_gateway: bool,
+    /// Whether there is a web page about the cluster.
+    pub console: bool,
 }
 
 /// How users prove who they are.
@@ -150,6 +152,8 @@ pub enum ConfigError {
     EmptyEndpoint,
     #[error("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {0}")]
     SameListener(Address),
+    #[error("--console needs the JSON gateway: take --enable-grpc-gateway=false away")]
+    ConsoleWithoutGateway,
     #[error(transparent)]
     Tls(#[from] SettingsError),
 }
@@ -268,8 +272,18 @@ impl Config {
             gates: Gates::from_flags(flags)?,
             access: access(flags)?,
             json_gateway: flags.is_true("enable-grpc-gateway"),
+            console: console(flags)?,
         })
     }
+}
+
+/// The page reads through the gateway.
+fn console(flags: &Flags) -> Result<bool, ConfigError> {
+    let wanted = flags.is_true("console");
+    if wanted && !flags.is_true("enable-grpc-gateway") {
+        return Err(ConfigError::ConsoleWithoutGateway);
+    }
+    Ok(wanted)
 }
 
 fn corruption_checks(flags: &Flags) -> Result<corruption::Intervals, ConfigError> {

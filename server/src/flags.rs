@@ -151,6 +151,7 @@ flags! {
     Value Taken "discovery-cacert" = "", "whose certificates of --discovery-endpoints are taken";
     Bool  Taken "force-new-cluster" = "false", "go on alone with the data there is: all other members are removed";
     Value Taken "max-learners" = "1", "learners that the cluster may have at once";
+    Bool  Taken "console" = "false", "serve a web page about the cluster on the client listeners, at /console/";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";

@@ -57,11 +57,12 @@ const LIVEZ: (&str, &[Check]) = ("livez", &[Check::SerializableRead]);
 const READYZ: (&str, &[Check]) =
     ("readyz", &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner]);
 
-/// The endpoints on the client listeners: those of the JSON gateway, if there is one, and what gives the member's state.
-pub fn client_routes(ctx: Arc<Context>, control: Arc<access::Control>, gateway: Option<Router>) -> Router {
+/// The endpoints on the client listeners: those of gateway and console, if there are any, and what gives the member's
+/// state.
+pub fn client_routes(ctx: Arc<Context>, control: Arc<access::Control>, web: Router) -> Router {
     let routes = Router::new().route("/version", get(version)).route("/debug/vars", get(debug_vars));
     let routes = routes.method_not_allowed_fallback(method_not_allowed).with_state(ctx.clone());
-    let routes = routes.merge(metrics_routes(ctx)).merge(gateway.unwrap_or_default());
+    let routes = routes.merge(metrics_routes(ctx)).merge(web);
     routes.layer(middleware::from_fn_with_state(control, access::control))
 }
 

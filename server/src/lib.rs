@@ -17,6 +17,7 @@
 //! kv.rs, watch/, lease/, maintenance.rs,
 //! cluster.rs, concurrency/                     the services
 //! gateway/, access.rs, debug_vars.rs           the services in JSON; who may use HTTP; the process's variables
+//! console/                                     a web page about the cluster
 //! snapshot/                                    backups as files of etcd's
 //! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft
@@ -38,6 +39,7 @@ mod compactor;
 mod concurrency;
 pub mod config;
 pub mod config_file;
+mod console;
 pub mod context;
 mod corruption;
 mod debug_vars;

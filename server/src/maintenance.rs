@@ -175,7 +175,7 @@ async fn move_leader(ctx: &Context, to: MemberId) -> Result<(), Status> {
 }
 
 /// What Status reports as errors.
-fn problems(status: &raft::Status, alarms: &[AlarmMember]) -> Vec<String> {
+pub fn problems(status: &raft::Status, alarms: &[AlarmMember]) -> Vec<String> {
     let leader = status.leader.is_none().then(|| EtcdError::NoLeader.message().to_string());
     let alarms =
         alarms.iter().map(|alarm| format!("memberID:{} alarm:{}", alarm.member_id, alarm.alarm().as_str_name()));

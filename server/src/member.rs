@@ -13,6 +13,7 @@ use crate::{
     auth::{Auth, Passwords, Tokens},
     bootstrap::DataDir,
     config::Config,
+    console,
     context::{Context, Fatal},
     lease,
     metrics::Metrics,
@@ -64,6 +65,8 @@ pub struct Member {
     pub ctx: Arc<Context>,
     pub hub: Arc<watch::Hub>,
     pub clock: Arc<lease::Clock>,
+    /// What the console tells of writes, where there is one.
+    pub writes: Option<Arc<console::Writes>>,
     /// Why this member cannot go on.
     pub failures: mpsc::Receiver<String>,
 }
@@ -76,7 +79,8 @@ impl Member {
         let (hub, clock) = (watch::Hub::new(), lease::Clock::new());
         let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
         let metrics = Metrics::new(dir.identity.member, config.tuning.metrics, &config.gates)?;
-        let observer = Observer::new(&hub, &clock, &tokens, &metrics);
+        let writes = config.console.then(Arc::default);
+        let observer = Observer::new(&hub, &clock, &tokens, &metrics).with_writes(writes.clone());
         let store = open_store(dir, observer, config.tuning, machine.cache_bytes).await?;
         dir.check_log(machine.disk.as_ref(), store.applied().index)?;
         hub.attach(store.clone());
@@ -105,7 +109,7 @@ impl Member {
             shutdown: CancellationToken::new(),
         });
         clock.attach(ctx.clone());
-        Ok(Member { ctx, hub, clock, failures })
+        Ok(Member { ctx, hub, clock, writes, failures })
     }
 
     /// What clients call.

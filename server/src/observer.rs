@@ -7,14 +7,15 @@ use std::{
 
 use storage::{Change, Work};
 
-use crate::{auth::Tokens, lease::Clock, metrics::Metrics, watch::Hub};
+use crate::{auth::Tokens, console::Writes, lease::Clock, metrics::Metrics, watch::Hub};
 
-/// Keeps none of them: they hold the store, which holds this.
+/// Keeps none of those that hold the store, which holds this.
 pub struct Observer {
     hub: Weak<Hub>,
     clock: Weak<Clock>,
     tokens: Weak<Tokens>,
     metrics: Weak<Metrics>,
+    writes: Option<Arc<Writes>>,
 }
 
 impl Observer {
@@ -24,7 +25,13 @@ impl Observer {
             clock: Arc::downgrade(clock),
             tokens: Arc::downgrade(tokens),
             metrics: Arc::downgrade(metrics),
+            writes: None,
         }
+    }
+
+    /// Counts written keys there, too.
+    pub fn with_writes(self, writes: Option<Arc<Writes>>) -> Self {
+        Observer { writes, ..self }
     }
 }
 
@@ -35,6 +42,9 @@ impl storage::Observer for Observer {
         }
         if let Some(metrics) = self.metrics.upgrade() {
             change.leases.iter().for_each(|lease| metrics.store.lease_changed(lease));
+        }
+        if let Some(writes) = &self.writes {
+            writes.count(change.events.iter().map(|event| &event.kv.key));
         }
         if let Some(clock) = self.clock.upgrade() {
             clock.applied(&change.leases);

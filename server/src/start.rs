@@ -9,6 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{anyhow, bail};
+use axum::Router;
 use proto::command::{MemberAttributes, command::Op};
 use storage::host;
 use tokio::{
@@ -23,6 +24,7 @@ use crate::{
     bootstrap::DataDir,
     compactor,
     config::{Config, Listen},
+    console,
     context::Context,
     corruption,
     gates::Gate,
@@ -123,8 +125,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     } else {
         None
     };
-    let http = http::client_routes(ctx.clone(), access.clone(), gateway);
+    let console = member.writes.map(|writes| console::routes(ctx.clone(), writes));
+    let web = [gateway, console].into_iter().flatten().fold(Router::new(), Router::merge);
+    let http = http::client_routes(ctx.clone(), access.clone(), web);
     let peer = node.peer_routes().prepare().into_axum_router().merge(http::peer_routes(ctx.clone()));
+    let peer = peer.merge(console::peer_routes(ctx.clone()));
     let peer = peer.fallback(http::not_found);
     // The other members are served until the node has stopped: handing leadership over takes their answers.
     let peer_stop = CancellationToken::new();

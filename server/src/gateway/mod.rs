@@ -35,6 +35,7 @@ use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, MessageDesc
 use tokio::time::Instant;
 use tonic::{Extensions, Status, Streaming, client::Grpc, metadata::MetadataMap, service::Routes};
 
+pub use answer::refusal;
 use codec::DynamicCodec;
 
 /// JSON is longer than the message it stands for: base64 by a third, numbers and names by more.

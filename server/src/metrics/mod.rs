@@ -6,6 +6,7 @@
 //! store.rs      the store, leases, watches
 //! network.rs    the log's disk, other members
 //! process.rs    file descriptors, bytes of the network
+//! sample.rs     the counters at one moment, for the console
 //! ```
 //!
 //! Invariant: counting is an addition; what takes longer to find out is found out when someone looks.
@@ -14,6 +15,7 @@ mod families;
 pub mod network;
 mod process;
 pub mod rpc;
+mod sample;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ use prometheus::{
 use proto::MemberId;
 use storage::{Engine, Size, Stats, Work};
 
+pub use self::sample::{Sample, Times};
 use self::{
     families::{Families, advance},
     network::NetworkMetrics,

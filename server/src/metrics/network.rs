@@ -43,6 +43,10 @@ pub struct NetworkMetrics {
 }
 
 impl NetworkMetrics {
+    pub fn log_syncs(&self) -> &Histogram {
+        &self.log_syncs
+    }
+
     pub fn new(make: &Families<'_>, member: MemberId) -> Result<NetworkMetrics, Error> {
         let to = |name: &str, help: &str| make.counters(name, help, &["To"]);
         let from = |name: &str, help: &str| make.counters(name, help, &["From"]);

@@ -52,6 +52,10 @@ pub struct StoreMetrics {
 }
 
 impl StoreMetrics {
+    pub fn commits(&self) -> &Histogram {
+        &self.commits
+    }
+
     pub fn new(make: &Families<'_>) -> Result<StoreMetrics, Error> {
         // Of bbolt, index and snapshot files that Pintle does not have, and of sending that the HTTP/2 connection does:
         // there, and never observed.

@@ -165,14 +165,26 @@ impl Places {
 
 /// HTTP/1.1 GET: code and body.
 pub fn get(port: u16, path: &str) -> (u16, String) {
+    get_with(port, path, &[])
+}
+
+/// HTTP/1.1 GET, with whole header lines: code and body.
+pub fn get_with(port: u16, path: &str, headers: &[String]) -> (u16, String) {
+    let (head, body) = get_whole(port, path, headers);
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, body)
+}
+
+/// HTTP/1.1 GET, with whole header lines: head and body.
+pub fn get_whole(port: u16, path: &str, headers: &[String]) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
-    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, body.into())
+    (head.into(), body.into())
 }
 
 /// HTTP/1.1 POST, with whole header lines: code and body.
