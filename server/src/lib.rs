@@ -9,7 +9,7 @@
 //! bootstrap.rs, identity.rs                    the data directory, and whose it is
 //! discovery/, join.rs                          who the other members are: of a new cluster, of one that runs
 //! member.rs                                    store, Raft node and services put together
-//! start.rs                                     a member's life as a process; the end in order
+//! start.rs, systemd.rs                         a member's life as a process; the end in order
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
@@ -68,6 +68,7 @@ mod rpc_count;
 mod serve;
 mod snapshot;
 pub mod start;
+mod systemd;
 mod tls;
 mod too_large;
 mod tracing_export;

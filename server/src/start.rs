@@ -34,6 +34,7 @@ use crate::{
     metrics,
     peer_http::PeerHttp,
     serve::{self, Server},
+    systemd,
     tls::Tls,
     tracing_export::Tracing,
     urls, version,
@@ -156,6 +157,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             server.start(listener, http::with_not_found(http.clone(), access.clone()), tls.client.as_ref());
         }
         tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
+        systemd::notify(systemd::READY);
         std::future::pending::<()>().await
     };
     tokio::select! {
@@ -172,6 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
 
+    systemd::notify(systemd::STOPPING);
     // A second signal is for those who cannot wait.
     host::spawn(async move {
         let signal = signals.next().await;
