@@ -7,6 +7,7 @@ use raft::ChangePolicy;
 use crate::{
     access::{Access, Allowed},
     auth::TokenOptions,
+    backup,
     compactor::Retention,
     context::Limits,
     corruption,
@@ -64,6 +65,8 @@ pub struct Config {
     pub json_gateway: bool,
     /// Whether there is a web page about the cluster.
     pub console: bool,
+    /// None: no backups are kept.
+    pub backup: Option<backup::Settings>,
 }
 
 /// How users prove who they are.
@@ -273,6 +276,7 @@ impl Config {
             access: access(flags)?,
             json_gateway: flags.is_true("enable-grpc-gateway"),
             console: console(flags)?,
+            backup: backup_settings(flags)?,
         })
     }
 }
@@ -293,6 +297,20 @@ fn corruption_checks(flags: &Flags) -> Result<corruption::Intervals, ConfigError
     }
     let periodic = Some(time(flags, "corrupt-check-time")?).filter(|time| !time.is_zero());
     Ok(corruption::Intervals { periodic, compact_hash })
+}
+
+fn backup_settings(flags: &Flags) -> Result<Option<backup::Settings>, ConfigError> {
+    let (log_interval, keep) = (time(flags, "backup-log-interval")?, number(flags, "backup-keep")?);
+    if log_interval.is_zero() {
+        return Err(ConfigError::NoTime { flag: "backup-log-interval" });
+    }
+    if keep == 0 {
+        return Err(invalid(flags, "backup-keep", "a number from 1 on"));
+    }
+    let interval = Some(time(flags, "backup-interval")?).filter(|time| !time.is_zero());
+    let dir = PathBuf::from(flags.get("backup-dir"));
+    let is_on = !dir.as_os_str().is_empty();
+    Ok(is_on.then_some(backup::Settings { dir, interval, log_interval, keep }))
 }
 
 fn invalid(flags: &Flags, flag: &'static str, takes: &'static str) -> ConfigError {

@@ -152,6 +152,10 @@ flags! {
     Bool  Taken "force-new-cluster" = "false", "go on alone with the data there is: all other members are removed";
     Value Taken "max-learners" = "1", "learners that the cluster may have at once";
     Bool  Taken "console" = "false", "serve a web page about the cluster on the client listeners, at /console/";
+    Value Taken "backup-dir" = "", "directory for backups: full ones, and the log in between (empty: none)";
+    Value Taken "backup-interval" = "24h", "time between full backups (0: only where the archived log begins)";
+    Value Taken "backup-log-interval" = "1s", "longest time until what was applied is archived";
+    Value Taken "backup-keep" = "7", "full backups that stay, with the log behind the oldest of them";
     Bool  Taken "version" = "false", "print the version and exit";
 
     Value NoMeaning "v2-deprecation" = "write-only", "";

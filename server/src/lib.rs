@@ -19,6 +19,7 @@
 //! gateway/, access.rs, debug_vars.rs           the services in JSON; who may use HTTP; the process's variables
 //! console/                                     a web page about the cluster
 //! snapshot/                                    backups as files of etcd's
+//! backup/                                      backups in a directory, and back to any revision
 //! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
@@ -32,6 +33,7 @@
 mod access;
 mod admit;
 mod auth;
+pub mod backup;
 pub mod bootstrap;
 mod checks;
 mod cluster;

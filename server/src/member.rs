@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{Auth, Passwords, Tokens},
+    backup::{self, Backups, Tap},
     bootstrap::DataDir,
     config::Config,
     console,
     context::{Context, Fatal},
+    identity::Identity,
     lease,
     metrics::Metrics,
     observer::Observer,
@@ -69,6 +71,8 @@ pub struct Member {
     pub writes: Option<Arc<console::Writes>>,
     /// Why this member cannot go on.
     pub failures: mpsc::Receiver<String>,
+    /// To be stopped when nothing is applied any more.
+    pub backups: Option<Backups>,
 }
 
 impl Member {
@@ -80,9 +84,12 @@ impl Member {
         let tokens = Arc::new(Tokens::new(&config.auth.tokens)?);
         let metrics = Metrics::new(dir.identity.member, config.tuning.metrics, &config.gates)?;
         let writes = config.console.then(Arc::default);
-        let observer = Observer::new(&hub, &clock, &tokens, &metrics).with_writes(writes.clone());
+        let tap = config.backup.is_some().then(Arc::<Tap>::default);
+        let observer = Observer::new(&hub, &clock, &tokens, &metrics);
+        let observer = observer.with_writes(writes.clone()).with_tap(tap.clone());
         let store = open_store(dir, observer, config.tuning, machine.cache_bytes).await?;
         dir.check_log(machine.disk.as_ref(), store.applied().index)?;
+        let backups = start_backups(config, dir, &store, tap, &metrics)?;
         hub.attach(store.clone());
         metrics.attach(hub.clone(), clock.clone());
         let peer_http = PeerHttp::new(machine.dialer.clone());
@@ -109,7 +116,7 @@ impl Member {
             shutdown: CancellationToken::new(),
         });
         clock.attach(ctx.clone());
-        Ok(Member { ctx, hub, clock, writes, failures })
+        Ok(Member { ctx, hub, clock, writes, failures, backups })
     }
 
     /// What clients call.
@@ -140,6 +147,20 @@ async fn open_store(dir: &DataDir, observer: Observer, tuning: Tuning, cache_byt
         "opened the store"
     );
     Ok(store)
+}
+
+fn start_backups(
+    config: &Config,
+    dir: &DataDir,
+    store: &Store,
+    tap: Option<Arc<Tap>>,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Backups>> {
+    let (Some(settings), Some(tap)) = (&config.backup, tap) else { return Ok(None) };
+    let Identity { member, cluster, name } = dir.identity.clone();
+    let owner = backup::Owner { cluster: cluster.0, member: member.0, name };
+    let backups = Backups::start(settings, owner, &config.data_dir, store.clone(), tap, metrics.backup.clone());
+    Ok(Some(backups.with_context(|| format!("--backup-dir={}", settings.dir.display()))?))
 }
 
 fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, machine: Machine) -> raft::Config {

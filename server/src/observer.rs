@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use storage::{Change, Work};
+use storage::{Change, LogEntry, Work};
 
-use crate::{auth::Tokens, console::Writes, lease::Clock, metrics::Metrics, watch::Hub};
+use crate::{auth::Tokens, backup::Tap, console::Writes, lease::Clock, metrics::Metrics, watch::Hub};
 
 /// Keeps none of those that hold the store, which holds this.
 pub struct Observer {
@@ -16,6 +16,8 @@ pub struct Observer {
     tokens: Weak<Tokens>,
     metrics: Weak<Metrics>,
     writes: Option<Arc<Writes>>,
+    /// Where backups are kept.
+    tap: Option<Arc<Tap>>,
 }
 
 impl Observer {
@@ -26,12 +28,18 @@ impl Observer {
             tokens: Arc::downgrade(tokens),
             metrics: Arc::downgrade(metrics),
             writes: None,
+            tap: None,
         }
     }
 
     /// Counts written keys there, too.
     pub fn with_writes(self, writes: Option<Arc<Writes>>) -> Self {
         Observer { writes, ..self }
+    }
+
+    /// Tells backups, too.
+    pub fn with_tap(self, tap: Option<Arc<Tap>>) -> Self {
+        Observer { tap, ..self }
     }
 }
 
@@ -54,7 +62,16 @@ impl storage::Observer for Observer {
         }
     }
 
+    fn logged(&self, entries: &[LogEntry], revisions: &[i64]) {
+        if let Some(tap) = &self.tap {
+            tap.logged(entries, revisions);
+        }
+    }
+
     fn restored(&self, revision: i64, compacted: i64) {
+        if let Some(tap) = &self.tap {
+            tap.restored();
+        }
         if let Some(tokens) = self.tokens.upgrade() {
             tokens.restored();
         }

@@ -102,7 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "opened the data directory"
     );
     let member = Member::start(&config, &dir, Machine::this(tls.dialer.clone())).await?;
-    let (ctx, mut failures) = (member.ctx.clone(), member.failures);
+    let (ctx, mut failures, backups) = (member.ctx.clone(), member.failures, member.backups);
     let (node, shutdown) = (ctx.node.clone(), ctx.shutdown.clone());
     ctx.quota.log();
     if dir.is_restart && ctx.gates.is_on(Gate::InitialCorruptCheck) {
@@ -191,6 +191,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let stopped = tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await;
     peer_stop.cancel();
+    if let Some(backups) = backups
+        && tokio::time::timeout(DRAIN_MAX, backups.stop()).await.is_err()
+    {
+        tracing::warn!("the end of the log could not be archived in time");
+    }
     stopped.map_err(|_| anyhow!("the node has not stopped within {} s", SHUTDOWN_MAX.as_secs()))??;
     tracing::info!("stopped");
     Ok(())

@@ -101,6 +101,7 @@ impl Applier {
             compactions: Vec::new(),
         };
         let mut outcomes = Vec::with_capacity(entries.len());
+        let mut revisions = Vec::with_capacity(entries.len());
         for entry in entries {
             assert!(entry.index > applied.index, "entry {} applied after {}", entry.index, applied.index);
             let outcome = match &entry.payload {
@@ -126,8 +127,10 @@ impl Applier {
             };
             (applied.index, applied.term) = (entry.index, entry.term);
             outcomes.push(Outcome { result: Some(outcome) });
+            revisions.push(batch.state.revision);
         }
         batch.write(&applied)?;
+        self.inner.options.observer.logged(entries, &revisions);
         let entries = entries.len();
         self.inner.options.observer.took(Work::Batch { entries }, began.elapsed());
         Ok(outcomes)

@@ -8,6 +8,7 @@ use proto::{
 };
 
 use crate::{
+    apply::LogEntry,
     auth::AuthChange,
     db::EVENTS,
     error::{ReadError, StorageError},
@@ -66,6 +67,8 @@ pub struct Change {
 /// Must not block.
 pub trait Observer: Send + Sync + 'static {
     fn applied(&self, change: Change);
+    /// The same batch as it stood in the log, with the store's revision behind each entry.
+    fn logged(&self, _entries: &[LogEntry], _revisions: &[i64]) {}
     /// The whole state was replaced by a snapshot.
     fn restored(&self, revision: i64, compacted: i64);
     /// How long something took, for metrics. Called from any thread.

@@ -62,6 +62,7 @@ pub use hash::HashKv;
 pub use history::Version;
 pub use lease::LeaseInfo;
 pub use record::Kind;
+pub use snapshot::Checkpoint;
 pub use stats::{Engine, Stats, Work, name_of};
 pub use store::{Applied, Options, Size, Store, Versions};
 pub use stream::RangeCursor;

@@ -25,14 +25,24 @@ use crate::{
 
 const POINTER: &str = "generation";
 
+/// Which state of the store a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub applied: Applied,
+    pub revision: i64,
+    /// -1 when the store was never compacted.
+    pub compacted: i64,
+}
+
 impl Store {
     /// Writes a consistent copy of the store to `dir`, which must not exist, by hard links where the file system
-    /// allows. Returns how far the log is applied in it.
-    pub fn checkpoint(&self, dir: &Path) -> Result<Applied, StorageError> {
+    /// allows. All that was applied before is in it.
+    pub fn checkpoint(&self, dir: &Path) -> Result<Checkpoint, StorageError> {
         let view = self.inner.view();
         let checkpoint = rocksdb::checkpoint::Checkpoint::new(view.db.raw()).map_err(|e| view.db.error(e))?;
         checkpoint.create_checkpoint(dir).map_err(|e| view.db.error(e))?;
-        Ok(Meta::read(&Db::open_read_only(dir)?)?.applied)
+        let Meta { applied, revision, compacted, .. } = Meta::read(&Db::open_read_only(dir)?)?;
+        Ok(Checkpoint { applied, revision, compacted })
     }
 
     /// Replaces the whole state by the checkpoint in `dir`, which is moved into the store: it must be on the same file

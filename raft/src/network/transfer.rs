@@ -99,7 +99,7 @@ impl Folder {
         let checkpoint = Checkpoint(self.new_path());
         let (store, path) = (self.store.clone(), checkpoint.0.clone());
         let applied = host::blocking(move || store.checkpoint(&path)).await.map_err(io::Error::other)?;
-        let applied = applied.map_err(io::Error::other)?;
+        let applied = applied.map_err(io::Error::other)?.applied;
         let meta = meta_of(&applied)?;
         send(Part::Begin(peer::snapshot_part::Begin {
             leader: Some(vote_to_wire(&leader)),

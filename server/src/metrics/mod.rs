@@ -11,6 +11,7 @@
 //!
 //! Invariant: counting is an addition; what takes longer to find out is found out when someone looks.
 
+mod backup;
 mod families;
 pub mod network;
 mod process;
@@ -32,6 +33,7 @@ use prometheus::{
 use proto::MemberId;
 use storage::{Engine, Size, Stats, Work};
 
+pub use self::backup::BackupMetrics;
 pub use self::sample::{Sample, Times};
 use self::{
     families::{Families, advance},
@@ -93,6 +95,7 @@ pub struct Metrics {
     pub rpc: RpcMetrics,
     pub store: StoreMetrics,
     pub network: Arc<NetworkMetrics>,
+    pub backup: Arc<BackupMetrics>,
     process: ProcessMetrics,
     sources: OnceLock<(Arc<Hub>, Arc<Clock>)>,
     started: Instant,
@@ -224,6 +227,7 @@ impl Metrics {
             rpc: RpcMetrics::new(&make, settings.is_extensive)?,
             store: StoreMetrics::new(&make)?,
             network: Arc::new(NetworkMetrics::new(&make, member)?),
+            backup: Arc::new(BackupMetrics::new(&make)?),
             process: ProcessMetrics::new(&make)?,
             sources: OnceLock::new(),
             started: Instant::now(),
