@@ -67,6 +67,20 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether the same request may well succeed a little later: a server could not be reached, or could not answer.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Timeout | Error::Unreachable(_) | Error::Etcd(EtcdError::RequestTooManyRequests) => true,
+            Error::Etcd(error) => error.code() == Code::Unavailable,
+            Error::Rpc { code, .. } => {
+                matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<Status> for Error {
     fn from(status: Status) -> Error {
         if retry::not_sent(&status) {

@@ -29,6 +29,11 @@ impl Get {
         Get::new(Keys::prefix(prefix))
     }
 
+    /// All keys.
+    pub fn all() -> Get {
+        Get::new(Keys::all())
+    }
+
     /// At most this many keys; `more` in the answer says whether some were left out. 0: all.
     pub fn limit(mut self, limit: i64) -> Get {
         self.0.limit = limit;

@@ -104,6 +104,11 @@ impl LeaseKeeper {
         self.id
     }
 
+    /// Whether the lease is gone, as [`LeaseKeeper::next`] would say.
+    pub fn is_gone(&self) -> bool {
+        matches!(*self.renewals.borrow(), State::Gone)
+    }
+
     /// Waits for the next renewal. Of several since the last call it gives the newest.
     ///
     /// [`Error::LeaseGone`] when the server says that there is no such lease, or when nobody could be asked for as long

@@ -54,10 +54,16 @@ mod keys;
 mod kv;
 mod lease;
 mod maintenance;
+pub mod mirror;
 pub mod retry;
 mod tls;
 mod txn;
 mod watch;
+
+/// The store's revision that an answer tells; 0 where it tells none.
+pub(crate) fn revision(header: &Option<pb::ResponseHeader>) -> i64 {
+    header.as_ref().map_or(0, |header| header.revision)
+}
 
 pub use connection::{Client, EndpointHealth, Options};
 pub use endpoints::Balance;

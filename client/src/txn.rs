@@ -13,9 +13,33 @@ use crate::{Client, Delete, Get, Put, Result, kv::kv, retry::Repeat};
 #[derive(Debug, Clone, Default)]
 pub struct Txn(TxnRequest);
 
+/// As many operations as etcd and Pintle take in a transaction by default are 128; some are left for what is around.
+const OPS_MAX: usize = 120;
+
+fn nested(mut ops: Vec<Op>, width: usize) -> Txn {
+    while ops.len() > width {
+        let mut outer = Vec::with_capacity(ops.len().div_ceil(width));
+        let mut ops_left = ops.into_iter().peekable();
+        while ops_left.peek().is_some() {
+            outer.push(Op::txn(ops_left.by_ref().take(width).fold(Txn::new(), Txn::then)));
+        }
+        ops = outer;
+    }
+    ops.into_iter().fold(Txn::new(), Txn::then)
+}
+
 impl Txn {
     pub fn new() -> Txn {
         Txn::default()
+    }
+
+    /// All of this, in this order. As much as a server takes in one transaction goes into transactions within it when
+    /// it is more than [`OPS_MAX`].
+    pub fn all_of(ops: Vec<Op>) -> Txn {
+        // What is within a transaction may be as much as the limit less what the outer one has. Source: etcd,
+        // `server/etcdserver/api/v3rpc/key.go` (checkTxnRequest).
+        let depth = (1u32..).find(|depth| (OPS_MAX / *depth as usize).pow(*depth) >= ops.len()).unwrap_or(1);
+        nested(ops, OPS_MAX / depth as usize)
     }
 
     /// Adds a comparison. All of them must hold.
@@ -150,6 +174,24 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_operations_are_nested_within_the_limit() {
+        /// The most operations on the way from the outermost to an innermost one, and how many there are.
+        fn measure(ops: &[RequestOp]) -> (usize, usize) {
+            let within = ops.iter().map(|op| match &op.request {
+                Some(Request::RequestTxn(txn)) => measure(&txn.success),
+                _ => (0, 1),
+            });
+            let (deepest, count) = within.fold((0, 0), |(d, c), (deep, count)| (d.max(deep), c + count));
+            (deepest + ops.len(), count)
+        }
+        for count in [0, 1, 120, 121, 3600, 3601, 50_000] {
+            let txn = Txn::all_of((0..count).map(|key| Op::delete(Delete::key(key.to_string()))).collect());
+            let (deepest, all) = measure(&txn.0.success);
+            assert!(deepest <= OPS_MAX && all == count, "{count}: {deepest}, {all}");
+        }
+    }
 
     #[test]
     fn a_transaction_writes_when_anything_within_it_does() {

@@ -47,6 +47,11 @@ impl Watch {
         Watch::new(Keys::prefix(prefix))
     }
 
+    /// All keys.
+    pub fn all() -> Watch {
+        Watch::new(Keys::all())
+    }
+
     /// Begin with the changes of this revision. 0: with the next change.
     pub fn from_revision(mut self, revision: i64) -> Watch {
         self.0.start_revision = revision;

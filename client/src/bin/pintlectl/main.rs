@@ -7,6 +7,7 @@
 //! | [`follow`] | watch |
 //! | [`lease`] | lease grant, revoke, keep-alive, timetolive, list |
 //! | [`members`] | endpoint, member, defrag, alarm |
+//! | [`mirror`] | mirror |
 //! | [`json`], [`text`] | the two ways to print an answer |
 
 mod follow;
@@ -14,6 +15,7 @@ mod json;
 mod keys;
 mod lease;
 mod members;
+mod mirror;
 mod text;
 
 use std::{
@@ -79,6 +81,8 @@ enum Command {
     /// Alarms.
     #[command(subcommand)]
     Alarm(members::Alarm),
+    /// Keeps a destination in step with a source: a migration while everything runs.
+    Mirror(Box<mirror::Mirror>),
     /// Prints the versions of this program and of the API.
     Version,
 }
@@ -183,6 +187,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Member(member) => member.run(&context).await,
         Command::Defrag(defrag) => defrag.run(&context).await,
         Command::Alarm(alarm) => alarm.run(&context).await,
+        Command::Mirror(mirror) => mirror.run(&context).await,
         Command::Version => {
             let text = format!("pintlectl version: {}\nAPI version: 3.5\n", env!("CARGO_PKG_VERSION"));
             print(text.as_bytes())

@@ -1,0 +1,219 @@
+//! Whether the destination has what the source has.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::{Failure, Mirror, PROGRESS_KEY, Phase, Result, Way, copy::Pages, header, progress::hex};
+use crate::{Client, Error, EtcdError, Get, mvccpb::KeyValue, pb::HashKvResponse};
+
+const FIRST: Bytes = Bytes::from_static(b"\0");
+
+/// What was found when both stores were compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    pub source_revision: i64,
+    pub destination_revision: i64,
+    /// How many keys the source has.
+    pub keys: i64,
+    /// What the hashes are of.
+    pub method: &'static str,
+    pub source_hash: String,
+    pub destination_hash: String,
+    /// The first thing that differs.
+    pub difference: Option<String>,
+}
+
+impl Verdict {
+    /// Whether nothing was lost, added or changed.
+    pub fn is_equal(&self) -> bool {
+        self.difference.is_none() && self.source_hash == self.destination_hash
+    }
+}
+
+/// A key's value, and everything else that is to be the same.
+fn seen(kv: &KeyValue, with_revisions: bool) -> (&[u8], i64, [i64; 3]) {
+    let revisions = if with_revisions { [kv.create_revision, kv.mod_revision, kv.version] } else { [0; 3] };
+    (&kv.value, kv.lease, revisions)
+}
+
+impl Mirror {
+    /// Compares both stores. The source's revision was `revision` when all of it was mirrored.
+    pub(super) async fn verify(&self, way: &Way, revision: i64) -> Result<Verdict> {
+        let (_, destination_revision) = self.to_destination(async || header(&self.destination).await).await?;
+        let count = Get::all().revision(revision).count_only();
+        let keys = self.patient(async || self.source.get(count.clone()).await).await?.count;
+        let mut verdict = Verdict {
+            source_revision: revision,
+            destination_revision,
+            keys,
+            method: "SHA-256 of all keys, values and leases",
+            source_hash: String::new(),
+            destination_hash: String::new(),
+            difference: None,
+        };
+        if let Way::SameRevisions(_) = way {
+            let [source, destination] = self.hashes_kv(revision).await?;
+            verdict.method = "HashKV, which is of all keys and their history";
+            verdict.source_hash = source.hash.to_string();
+            verdict.destination_hash = destination.hash.to_string();
+            if verdict.is_equal() {
+                return Ok(verdict);
+            }
+        }
+        let with_revisions = matches!(way, Way::SameRevisions(_));
+        let mut compared = Compared::default();
+        let sides = [(&self.source, revision), (&self.destination, destination_revision)];
+        self.compare(sides, with_revisions, &mut compared).await?;
+        verdict.difference = compared.difference;
+        if !with_revisions {
+            let [source, destination] = compared.hashes.map(|hash| hex(&hash.finalize()));
+            verdict.source_hash = source;
+            verdict.destination_hash = destination;
+        }
+        Ok(verdict)
+    }
+
+    /// Reads all keys of both, and hashes them.
+    async fn compare(&self, sides: [(&Client, i64); 2], with_revisions: bool, compared: &mut Compared) -> Result<()> {
+        let mut readers = sides.map(|(client, revision)| Reader {
+            pages: Pages::new(client, revision, FIRST, FIRST),
+            page: Vec::new().into_iter(),
+        });
+        let [source, destination] = &mut readers;
+        let mut next = (self.read(source, true).await?, self.read(destination, false).await?);
+        let mut keys = 0;
+        loop {
+            let (from_source, from_destination) = match next {
+                (None, None) => return Ok(()),
+                (Some(a), Some(b)) if a.key == b.key => (Some(a), Some(b)),
+                (Some(a), Some(b)) if a.key > b.key => {
+                    compared.see(None, Some(&b), with_revisions);
+                    next = (Some(a), self.read(destination, false).await?);
+                    continue;
+                }
+                (Some(a), b) => {
+                    compared.see(Some(&a), None, with_revisions);
+                    next = (self.read(source, true).await?, b);
+                    continue;
+                }
+                (None, b) => (None, b),
+            };
+            compared.see(from_source.as_ref(), from_destination.as_ref(), with_revisions);
+            keys += 1;
+            if keys % 1000 == 0 {
+                self.status.send_modify(|status| status.phase = Phase::Verifying { keys });
+            }
+            next = (self.read(source, true).await?, self.read(destination, false).await?);
+        }
+    }
+
+    async fn read(&self, reader: &mut Reader, is_source: bool) -> Result<Option<KeyValue>> {
+        loop {
+            if let Some(kv) = reader.page.find(|kv| kv.key != PROGRESS_KEY) {
+                return Ok(Some(kv));
+            }
+            if reader.pages.is_over {
+                return Ok(None);
+            }
+            match reader.pages.next().await {
+                Ok(page) => reader.page = page.into_iter(),
+                Err(error) if is_source => self.wait_out(Failure::Source(error)).await?,
+                Err(error) => self.wait_out(Failure::Destination(error)).await?,
+            }
+        }
+    }
+
+    /// HashKV of both, which is of what is not compacted: so the destination is compacted as the source is.
+    async fn hashes_kv(&self, revision: i64) -> Result<[HashKvResponse; 2]> {
+        loop {
+            let source = self.patient(async || hash_kv(&self.source, revision).await).await?;
+            let compacted = source.compact_revision;
+            let there = self.to_destination(async || hash_kv(&self.destination, revision).await).await?;
+            if there.compact_revision >= compacted {
+                // Where the destination has compacted more, the source may do so meanwhile; else they differ.
+                return Ok([source, there]);
+            }
+            let compact = async || match self.destination.compact(compacted, true).await {
+                Err(Error::Etcd(EtcdError::Compacted)) => Ok(()),
+                done => done.map(|_| ()),
+            };
+            self.to_destination(compact).await?;
+        }
+    }
+
+    /// What differs in the keys that were changed at the destination's revision, which is to be one of the source's.
+    pub(super) async fn last_change_differs(&self, revision: i64) -> Result<Option<String>> {
+        let changed = Get::all().revision(revision).min_mod_revision(revision);
+        let count = Get::all().revision(revision).count_only();
+        let at_source = async |get: &Get| match self.patient(async || self.source.get(get.clone()).await).await {
+            Err(Failure::Source(Error::Etcd(EtcdError::Compacted))) => Err(Failure::Refused(format!(
+                "--keep-revisions: the source has compacted revision {revision}, which the destination has; import a new \
+                 snapshot"
+            ))),
+            answer => answer,
+        };
+        let (source, source_count) = (at_source(&changed).await?, at_source(&count).await?.count);
+        let there = self.to_destination(async || self.destination.get(changed.clone()).await).await?;
+        let there_count = self.to_destination(async || self.destination.get(count.clone()).await).await?.count;
+        Ok(if source_count != there_count {
+            Some(format!("the source had {source_count} keys, the destination has {there_count}"))
+        } else if source.kvs != there.kvs {
+            Some("other keys were changed then".to_string())
+        } else {
+            None
+        })
+    }
+}
+
+struct Reader {
+    pages: Pages,
+    page: std::vec::IntoIter<KeyValue>,
+}
+
+#[derive(Default)]
+struct Compared {
+    hashes: [Sha256; 2],
+    difference: Option<String>,
+}
+
+impl Compared {
+    fn see(&mut self, source: Option<&KeyValue>, destination: Option<&KeyValue>, with_revisions: bool) {
+        for (hash, kv) in self.hashes.iter_mut().zip([source, destination]) {
+            let Some(kv) = kv else { continue };
+            let (value, lease, _) = seen(kv, false);
+            for part in [&kv.key[..], value] {
+                hash.update((part.len() as u64).to_be_bytes());
+                hash.update(part);
+            }
+            hash.update(lease.to_be_bytes());
+        }
+        let what = match (source, destination) {
+            (Some(_), None) => "only the source has it",
+            (None, Some(_)) => "only the destination has it",
+            (Some(a), Some(b)) if a.value != b.value => "the values differ",
+            (Some(a), Some(b)) if a.lease != b.lease => "the leases differ",
+            (Some(a), Some(b)) if seen(a, with_revisions) != seen(b, with_revisions) => "the revisions differ",
+            _ => return,
+        };
+        let key = source.or(destination).map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).unwrap_or_default();
+        self.difference.get_or_insert_with(|| format!("key {key:?}: {what}"));
+    }
+}
+
+/// Of the first member that answers, which must have all up to the revision.
+async fn hash_kv(client: &Client, revision: i64) -> crate::Result<HashKvResponse> {
+    let mut last = Error::Timeout;
+    for endpoint in client.endpoints() {
+        let member = client.at(&endpoint)?;
+        let hash = async {
+            // A linearizable read ends when the member has caught up.
+            member.get(Get::all().count_only()).await?;
+            member.hash_kv(&endpoint, revision).await
+        };
+        match hash.await {
+            Ok(hash) => return Ok(hash),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,336 @@
+//! pintlectl mirror: a store is kept in step with an etcd that is being written to.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use client::{
+    Client, Compare, Delete, Get, LeaseId, Op, Put, Txn, Watch,
+    mirror::PROGRESS_KEY,
+    mvccpb::{Event, KeyValue},
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::server::{Etcd, Store};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn command(source: &Etcd, destination: &Etcd, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pintlectl"));
+    command.args(["mirror", "--from", &source.urls().join(","), "--to", &destination.urls().join(",")]).args(flags);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A mirror as a process, which is killed.
+struct Mirror(Child);
+
+impl Mirror {
+    fn start(source: &Etcd, destination: &Etcd, flags: &[&str]) -> Mirror {
+        Mirror(command(source, destination, flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn cut_over(source: &Etcd, destination: &Etcd, flags: &[&str]) -> Output {
+    command(source, destination, flags).arg("--cut-over").output().unwrap()
+}
+
+fn assert_equal(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("verdict:     equal"), "{output:?}");
+}
+
+/// Refused, with this in the reason.
+fn assert_refused(output: &Output, reason: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains(reason), "{output:?}");
+}
+
+async fn keys(client: &Client) -> Vec<KeyValue> {
+    let mut kvs = client.get(Get::all()).await.unwrap().kvs;
+    kvs.retain(|kv| kv.key != PROGRESS_KEY);
+    kvs
+}
+
+/// Keys with their values and leases.
+async fn contents(client: &Client) -> Vec<(Vec<u8>, Vec<u8>, i64)> {
+    keys(client).await.into_iter().map(|kv| (kv.key.to_vec(), kv.value.to_vec(), kv.lease)).collect()
+}
+
+async fn leases(client: &Client) -> BTreeMap<i64, i64> {
+    let mut found = BTreeMap::new();
+    for lease in client.leases().await.unwrap().leases {
+        let ttl = client.lease_time_to_live(LeaseId(lease.id), false).await.unwrap();
+        if ttl.ttl >= 0 {
+            found.insert(lease.id, ttl.granted_ttl);
+        }
+    }
+    found
+}
+
+/// What each change was: is it a put, key, value, lease.
+type Change = (bool, Vec<u8>, Vec<u8>, i64);
+
+/// All that has happened, revision by revision, apart from what the mirror wrote about itself.
+async fn history(client: &Client) -> Vec<Vec<Change>> {
+    let last = client.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    let mut watcher = client.watch(Watch::all().from_revision(1)).await.unwrap();
+    let mut history: BTreeMap<i64, Vec<Change>> = BTreeMap::new();
+    let mut seen = 1;
+    while seen < last {
+        for Event { r#type, kv, .. } in timeout(SOON, watcher.next()).await.unwrap().unwrap().events {
+            let kv = kv.unwrap();
+            seen = kv.mod_revision;
+            let changes = history.entry(seen).or_default();
+            if kv.key != PROGRESS_KEY {
+                changes.push((r#type == 0, kv.key.to_vec(), kv.value.to_vec(), kv.lease));
+            }
+        }
+    }
+    history.into_values().filter(|changes| !changes.is_empty()).collect()
+}
+
+/// Writes as kube-apiserver does: creates where there is nothing, updates and deletes what it has read, by its mod
+/// revision, with short leases on some; and a transaction of several keys now and then.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<u64>,
+}
+
+impl Writer {
+    fn start(client: Client) -> Writer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(write(client, stop.clone()));
+        Writer { stop, task }
+    }
+
+    /// How many transactions were acknowledged.
+    async fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+async fn write(client: Client, stop: Arc<AtomicBool>) -> u64 {
+    let mut done = 0;
+    let mut lease = LeaseId(0);
+    for round in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        if round.is_multiple_of(20) {
+            // Every other lease is revoked with its keys, or runs out with them after a while.
+            if round.is_multiple_of(40) {
+                let _ = client.lease_revoke(lease).await;
+            }
+            lease = client
+                .lease_grant(if round.is_multiple_of(60) { 2 } else { 600 }, LeaseId(0))
+                .await
+                .map_or(LeaseId(0), |l| LeaseId(l.id));
+        }
+        let key = format!("/registry/pods/{}", round * 7 % 23);
+        // The source may be down for a moment; what is not acknowledged does not matter.
+        done += u64::from(change(&client, key, round, lease).await.is_ok());
+    }
+    done
+}
+
+async fn change(client: &Client, key: String, round: u64, lease: LeaseId) -> client::Result<()> {
+    let found = client.get(Get::key(key.clone())).await?.kvs.into_iter().next();
+    let value = vec![b'0' + (round % 10) as u8; 100 + (round % 50) as usize];
+    let mut put = Put::new(key.clone(), value.clone());
+    if round.is_multiple_of(5) {
+        put = put.lease(lease);
+    }
+    let txn = match found {
+        None => Txn::new().when(Compare::create_revision(key).equals(0)).then(Op::put(put)),
+        Some(kv) if round.is_multiple_of(3) => Txn::new()
+            .when(Compare::mod_revision(key.clone()).equals(kv.mod_revision))
+            .then(Op::delete(Delete::key(key))),
+        Some(kv) => Txn::new().when(Compare::mod_revision(key).equals(kv.mod_revision)).then(Op::put(put)),
+    };
+    let txn = match round % 11 {
+        0 => txn
+            .then(Op::put(Put::new("/registry/zz", value)))
+            .then(Op::delete(Delete::prefix(format!("/many/{}", round % 3)))),
+        1 => (0..9).fold(txn, |txn, n| txn.then(Op::put(Put::new(format!("/many/{}/{n}", round % 3), "v")))),
+        _ => txn,
+    };
+    client.txn(txn).await.map(|_| ())
+}
+
+/// Until the destination has as many changes as this.
+async fn moved_on(destination: &Client, by: i64) {
+    let revision = async || destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    let wanted = revision().await + by;
+    let deadline = Instant::now() + SOON;
+    while revision().await < wanted {
+        assert!(Instant::now() < deadline, "the mirror does not go on");
+        // It is another process that writes.
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Writes, mirrors, kills the mirror again and again, and the source once; then stops the writer.
+async fn write_and_mirror(source: &mut Etcd, destination: &Etcd, flags: &[&str]) {
+    // A history that is complete begins with a mirror of an empty store.
+    let mirror = Mirror::start(source, destination, flags);
+    source.client().put(Put::new("first", "v")).await.unwrap();
+    moved_on(&destination.client(), 1).await;
+    drop(mirror);
+    let writer = Writer::start(source.client());
+    for kill in 0..6 {
+        let mirror = Mirror::start(source, destination, flags);
+        moved_on(&destination.client(), 40).await;
+        if kill == 3 {
+            source.kill(0);
+            source.restart(0).await;
+            moved_on(&destination.client(), 20).await;
+        }
+        drop(mirror);
+    }
+    let done = writer.stop().await;
+    assert!(done > 200, "only {done} transactions");
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_killed_again_and_again_loses_and_repeats_nothing() {
+    let (mut source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    write_and_mirror(&mut source, &destination, &[]).await;
+    assert_equal(&cut_over(&source, &destination, &[]));
+    let (from, to) = (source.client(), destination.client());
+    assert_eq!(contents(&from).await, contents(&to).await);
+    let (wanted, got) = (history(&from).await, history(&to).await);
+    assert!(wanted.len() > 200);
+    for (index, (wanted, got)) in wanted.iter().zip(&got).enumerate() {
+        assert_eq!(wanted, got, "transaction {index}");
+    }
+    assert_eq!(wanted.len(), got.len());
+    let (wanted, got) = (leases(&from).await, leases(&to).await);
+    for (lease, ttl) in wanted {
+        assert_eq!(got.get(&lease), Some(&ttl), "lease {lease:x}");
+    }
+    assert_eq!(to.get(Get::key(PROGRESS_KEY)).await.unwrap().count, 0, "it goes with the cut-over");
+}
+
+#[tokio::test]
+async fn revisions_stay_the_sources() {
+    let (mut source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    // An import of a store without any key is an empty store.
+    write_and_mirror(&mut source, &destination, &["--keep-revisions"]).await;
+    let (from, to) = (source.client(), destination.client());
+    let all = keys(&from).await;
+    // Compacted at the source, but not yet there: the cut-over does what is missing.
+    let mirrored = to.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    from.compact(mirrored - 1, true).await.unwrap();
+    let output = cut_over(&source, &destination, &["--keep-revisions"]);
+    assert_equal(&output);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("HashKV"), "{output:?}");
+    assert_eq!(all, keys(&to).await, "with their revisions and versions");
+}
+
+#[tokio::test]
+async fn what_the_source_has_compacted_meanwhile_is_copied_again() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let (from, to) = (source.client(), destination.client());
+    for key in 0..30 {
+        from.put(Put::new(format!("k{key:02}"), vec![b'v'; 100_000])).await.unwrap();
+    }
+    let mirror = Mirror::start(&source, &destination, &[]);
+    moved_on(&to, 3).await;
+    drop(mirror);
+    from.delete(Delete::new(client::Keys::range("k05", "k20"))).await.unwrap();
+    let last = from.put(Put::new("k21", "changed")).await.unwrap().header.unwrap().revision;
+    from.compact(last, true).await.unwrap();
+    assert_equal(&cut_over(&source, &destination, &[]));
+    assert_eq!(contents(&from).await, contents(&to).await);
+
+    // Revisions that cannot be kept are not made up.
+    let kept = Etcd::of(Store::Pintle, 1).await;
+    assert_refused(&cut_over(&source, &kept, &["--keep-revisions"]), "import a new snapshot");
+}
+
+#[tokio::test]
+async fn a_transaction_of_thousands_of_keys_stays_one() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let from = source.client();
+    for key in 0..30 {
+        let puts = (0..100).map(|n| Op::put(Put::new(format!("k/{key}/{n}"), "v"))).collect();
+        from.txn(Txn::all_of(puts)).await.unwrap();
+    }
+    from.delete(Delete::prefix("k/")).await.unwrap();
+    assert_equal(&cut_over(&source, &destination, &["--keep-revisions"]));
+}
+
+#[tokio::test]
+async fn keys_of_leases_that_ran_out_without_a_mirror_are_put_back() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let (from, to) = (source.client(), destination.client());
+    let lease = LeaseId(from.lease_grant(2, LeaseId(0)).await.unwrap().id);
+    let _keeper = from.keep_alive(lease);
+    from.put(Put::new("leased", "v").lease(lease)).await.unwrap();
+    let mirror = Mirror::start(&source, &destination, &[]);
+    let mut watcher = to.watch(Watch::key("leased").from_revision(1)).await.unwrap();
+    let seen = timeout(SOON, watcher.next()).await.unwrap().unwrap();
+    assert_eq!(seen.events[0].kv.as_ref().unwrap().lease, lease.0);
+    // As long as there is a mirror the lease lives on.
+    assert!(timeout(Duration::from_secs(5), watcher.next()).await.is_err());
+    drop(mirror);
+    let gone = timeout(SOON, watcher.next()).await.unwrap().unwrap();
+    assert_eq!(gone.events[0].r#type, 1, "nobody kept it alive");
+    assert_equal(&cut_over(&source, &destination, &[]));
+    assert_eq!(contents(&from).await, contents(&to).await);
+}
+
+#[tokio::test]
+async fn what_would_harm_is_refused() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let (from, to) = (source.client(), destination.client());
+    from.put(Put::new("k", "v")).await.unwrap();
+    to.put(Put::new("other", "v")).await.unwrap();
+    assert_refused(&cut_over(&source, &destination, &[]), "--overwrite");
+    assert_refused(&cut_over(&source, &destination, &["--keep-revisions"]), "is not what the source was");
+    assert_eq!(to.get(Get::key("other")).await.unwrap().count, 1, "nothing was done");
+    drop(Mirror::start(&source, &destination, &["--overwrite"]));
+    let mirror = Mirror::start(&source, &destination, &["--overwrite"]);
+    moved_on(&to, 1).await;
+    drop(mirror);
+    assert_eq!(contents(&to).await, contents(&from).await);
+
+    // What was mirrored from one cluster does not go on from another.
+    let another = Etcd::of(Store::Pintle, 1).await;
+    assert_refused(&cut_over(&another, &destination, &[]), "cluster");
+    // A second writer is found out.
+    to.put(Put::new(PROGRESS_KEY, "{}")).await.unwrap();
+    assert_refused(&cut_over(&source, &destination, &[]), "no mirror's progress");
+}
+
+#[tokio::test]
+async fn a_difference_is_named() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let (from, to) = (source.client(), destination.client());
+    from.put(Put::new("k", "v")).await.unwrap();
+    let mirror = Mirror::start(&source, &destination, &[]);
+    moved_on(&to, 2).await;
+    drop(mirror);
+    to.put(Put::new("k", "changed by hand")).await.unwrap();
+    let output = cut_over(&source, &destination, &[]);
+    assert_refused(&output, "is not what the source is");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(r#"DIFFERENT: key "k": the values differ"#), "{output:?}");
+}
