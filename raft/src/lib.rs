@@ -8,6 +8,7 @@
 //!  ├ change.rs, membership.rs       changes of the membership: the rules, and carrying them out
 //!  ├ contact.rs                     who does not answer, for the log
 //!  ├ force_new.rs                   a cluster of one, when the majority is lost
+//!  ├ restored.rs                     a cluster that begins with a state from elsewhere
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
 //!  ├ members.rs                     who they are
 //!  ├ meter.rs                       what is told to metrics
@@ -41,6 +42,7 @@ mod propose;
 mod read_index;
 pub mod recovered;
 mod removal;
+pub mod restored;
 mod roster;
 mod runtime;
 mod state_machine;

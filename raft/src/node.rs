@@ -481,7 +481,7 @@ pub(crate) fn check_fit(log: &Log, store: &Store, data_dir: &Path) -> Result<(),
     Ok(())
 }
 
-fn peer_of(member: &Member) -> (u64, Peer) {
+pub(crate) fn peer_of(member: &Member) -> (u64, Peer) {
     (member.id.0, Peer { name: member.name.clone(), urls: member.peer_urls.clone(), joins_as_voter: false })
 }
 

@@ -132,7 +132,7 @@ impl DataDir {
 }
 
 /// The members that the flags name, in order of ids.
-fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapError> {
+pub fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapError> {
     let member = |(name, peer_urls): (&String, &Vec<urls::Url>)| raft::Member {
         id: member_id(peer_urls, &config.cluster.token),
         name: name.clone(),

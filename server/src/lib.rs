@@ -20,6 +20,8 @@
 //! console/                                     a web page about the cluster
 //! snapshot/                                    backups as files of etcd's
 //! backup/                                      backups in a directory, and back to any revision
+//! import/                                      a data directory made of a backup, or of etcd's
+//! bbolt/, etcd_schema.rs                       the format of etcd's files, and what stands where in them
 //! observer.rs                                  what the store tells watch, lease and auth
 //! peer_http.rs                                 questions to other members outside Raft
 //! compactor.rs                                 compaction that goes by itself
@@ -34,6 +36,7 @@ mod access;
 mod admit;
 mod auth;
 pub mod backup;
+mod bbolt;
 pub mod bootstrap;
 mod checks;
 mod cluster;
@@ -47,6 +50,7 @@ mod corruption;
 mod debug_vars;
 mod discovery;
 mod duration;
+mod etcd_schema;
 pub mod flags;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -55,6 +59,7 @@ mod gateway;
 mod guard;
 mod http;
 pub mod identity;
+pub mod import;
 mod join;
 mod kv;
 mod lease;

@@ -7,7 +7,7 @@ use server::{
     config::{self, Config},
     config_file,
     flags::{self, FlagError, Flags},
-    logging, start,
+    import, logging, start,
 };
 
 /// Most of what a request allocates is small and freed on another thread.
@@ -20,6 +20,9 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     #[cfg(feature = "planted")]
     storage::planted::announce();
+    if std::env::args().nth(1).is_some_and(|first| first == "import") {
+        return import::run_command(std::env::args().skip(2));
+    }
     let environment =
         std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
     let flags = match Flags::read(std::env::args().skip(1), environment) {

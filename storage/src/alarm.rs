@@ -12,6 +12,11 @@ use proto::{EtcdError, command::command::Op, etcdserverpb::AlarmType};
 
 use crate::cost;
 
+/// Where an alarm stands in its column family.
+pub(crate) fn key(member: u64, alarm: i32) -> Vec<u8> {
+    [&member.to_be_bytes()[..], &alarm.to_be_bytes()[..]].concat()
+}
+
 /// Why a command may not be executed while these alarms (member and type) are active.
 pub(crate) fn refusal(alarms: &BTreeSet<(u64, i32)>, op: &Op) -> Option<EtcdError> {
     if alarms.is_empty() {

@@ -362,7 +362,7 @@ impl Batch<'_> {
     fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
         let mut alarms = self.inner.alarms.write();
         let alarm = (request.member_id, request.alarm);
-        let key = || [&alarm.0.to_be_bytes()[..], &alarm.1.to_be_bytes()[..]].concat();
+        let key = || alarm::key(alarm.0, alarm.1);
         let member = AlarmMember { member_id: alarm.0, alarm: alarm.1 };
         let is_kind = request.alarm != AlarmType::None as i32;
         let answered = match AlarmAction::try_from(request.action) {

@@ -192,6 +192,15 @@ impl Db {
         Ok(())
     }
 
+    /// The revision of the newest event.
+    pub fn newest_event(&self) -> Result<Option<Revision>, StorageError> {
+        let mut cursor = self.cursor(EVENTS);
+        cursor.raw.seek_to_last();
+        let Some((at, _)) = cursor.item()? else { return Ok(None) };
+        let parsed = keys::parse_event_key(at);
+        parsed.map(Some).ok_or_else(|| self.damaged(EVENTS, at, "the key is not a revision"))
+    }
+
     /// Every key and value of a small column family.
     pub fn all(&self, family: &'static str) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
         self.all_at(family, None)

@@ -13,6 +13,7 @@
 //!         the versions of a key                               history.rs
 //!         bugs planted to try the tests                       planted.rs
 //!         the whole state, for backups                        export.rs
+//!         a store made of what was elsewhere               load.rs
 //!         checkpoints, and replacing the store by one         snapshot.rs
 //!         what tasks, threads and clocks are had from          host.rs
 //! ```
@@ -43,6 +44,7 @@ pub mod host;
 mod index;
 mod keys;
 mod lease;
+mod load;
 pub mod planted;
 mod range;
 mod record;
@@ -61,6 +63,7 @@ pub use export::Export;
 pub use hash::HashKv;
 pub use history::Version;
 pub use lease::LeaseInfo;
+pub use load::{Compaction, Loader, Settled, settle};
 pub use record::Kind;
 pub use snapshot::Checkpoint;
 pub use stats::{Engine, Stats, Work, name_of};

@@ -34,7 +34,7 @@ use crate::{
     txn,
 };
 
-const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// Keys of the column family `meta`.
 pub(crate) mod meta {
@@ -50,7 +50,7 @@ pub(crate) mod meta {
 
 /// The compacted revision of a store that was never compacted, as etcd has it.
 pub(crate) const NEVER_COMPACTED: i64 = -1;
-const FIRST_REVISION: i64 = 1;
+pub(crate) const FIRST_REVISION: i64 = 1;
 
 /// RocksDB's names for sizes.
 const FILES_BYTES: &str = "rocksdb.total-sst-files-size";

@@ -43,7 +43,6 @@ pub(crate) struct Folder {
 
 impl Folder {
     /// On the machine's file system.
-    #[cfg(any(fuzzing, test))]
     pub fn of(path: &Path) -> Folder {
         Folder { disk: Arc::new(crate::disk::FileSystem), path: path.into(), segment_bytes: crate::SEGMENT_BYTES }
     }

@@ -1,15 +1,4 @@
-//! What stands in which bucket of etcd's file. Source: etcd, `server/storage/schema`.
-//!
-//! | bucket | key | value |
-//! |---|---|---|
-//! | `alarm` | `AlarmMember` | |
-//! | `auth` | `authEnabled`, `authRevision` | a byte; a number |
-//! | `authRoles`, `authUsers` | name | `Role`, `User` |
-//! | `key` | revision | `KeyValue` |
-//! | `lease` | lease id | `leasepb.Lease` |
-//! | `members` | member id in hex | JSON |
-//! | `members_removed` | member id in hex | `removed` |
-//! | `meta` | name | consistent index, term, confState, compaction, storage version |
+//! Writes the buckets of `etcd_schema.rs`.
 //!
 //! The bucket `cluster` is empty. etcd would keep its cluster version there, and an etcd that is older than that
 //! version would refuse to start from the file; without it, a restored cluster finds out its version as a new one does.
@@ -21,7 +10,10 @@ use proto::{MemberId, Revision, mvccpb::KeyValue};
 use serde::Serialize;
 use storage::{AuthState, Export, Kind, StorageError};
 
-use super::bbolt::{Bucket, Writer};
+use crate::{
+    bbolt::{Bucket, Writer},
+    etcd_schema::{Lease, bucket, meta as names, revision_key},
+};
 
 /// Of etcd's `raftpb.ConfState`, what a membership outside of a change holds.
 #[derive(Serialize)]
@@ -47,17 +39,6 @@ struct Member {
     client_urls: Vec<String>,
 }
 
-/// etcd's `leasepb.Lease`.
-#[derive(Clone, PartialEq, Message)]
-struct Lease {
-    #[prost(int64, tag = "1")]
-    id: i64,
-    #[prost(int64, tag = "2")]
-    ttl: i64,
-    #[prost(int64, tag = "3")]
-    remaining_ttl: i64,
-}
-
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -77,14 +58,14 @@ pub fn write<W: Write + Seek>(state: &Export<'_>, storage_version: &str, out: W)
     let raft::Members { members, removed } = raft::Members::of(state.applied(), state.member_attributes()?)?;
     let mut file = Writer::new(out)?;
     // In the order of their names.
-    alarms(state, file.bucket("alarm"))?;
+    alarms(state, file.bucket(bucket::ALARM))?;
     auth(&state.auth()?, &mut file)?;
-    file.bucket("cluster").finish()?;
-    versions(state, file.bucket("key"))?;
-    leases(state, file.bucket("lease"))?;
-    self::members(&members, file.bucket("members"))?;
-    removed_members(&removed, file.bucket("members_removed"))?;
-    meta(state, &members, storage_version, file.bucket("meta"))?;
+    file.bucket(bucket::CLUSTER).finish()?;
+    versions(state, file.bucket(bucket::KEY))?;
+    leases(state, file.bucket(bucket::LEASE))?;
+    self::members(&members, file.bucket(bucket::MEMBERS))?;
+    removed_members(&removed, file.bucket(bucket::MEMBERS_REMOVED))?;
+    meta(state, &members, storage_version, file.bucket(bucket::META))?;
     Ok(file.finish()?)
 }
 
@@ -98,16 +79,16 @@ fn alarms<W: Write>(state: &Export<'_>, mut bucket: Bucket<'_, W>) -> Result<(),
 }
 
 fn auth<W: Write + Seek>(auth: &AuthState, file: &mut Writer<W>) -> Result<(), WriteError> {
-    let mut bucket = file.bucket("auth");
-    bucket.put(b"authEnabled", &[u8::from(auth.is_enabled())])?;
-    bucket.put(b"authRevision", &auth.revision().to_be_bytes())?;
+    let mut bucket = file.bucket(bucket::AUTH);
+    bucket.put(names::AUTH_ENABLED, &[u8::from(auth.is_enabled())])?;
+    bucket.put(names::AUTH_REVISION, &auth.revision().to_be_bytes())?;
     bucket.finish()?;
-    let mut bucket = file.bucket("authRoles");
+    let mut bucket = file.bucket(bucket::AUTH_ROLES);
     for role in auth.roles() {
         bucket.put(&role.name, &role.encode_to_vec())?;
     }
     bucket.finish()?;
-    let mut bucket = file.bucket("authUsers");
+    let mut bucket = file.bucket(bucket::AUTH_USERS);
     for user in auth.users() {
         bucket.put(&user.name, &user.encode_to_vec())?;
     }
@@ -160,28 +141,18 @@ fn meta<W: Write>(
     let conf_state = ConfState { voters: ids(false), learners: ids(true), auto_leave: false };
     let compaction = |revision: i64| revision_key(Revision::new(revision, 0), Kind::Put);
     // In the order of their names.
-    bucket.put(b"confState", &json(&conf_state))?;
-    bucket.put(b"consistent_index", &state.applied().index.to_be_bytes())?;
+    bucket.put(names::CONF_STATE, &json(&conf_state))?;
+    bucket.put(names::CONSISTENT_INDEX, &state.applied().index.to_be_bytes())?;
     if state.compaction_finished() >= 0 {
-        bucket.put(b"finishedCompactRev", &compaction(state.compaction_finished()))?;
+        bucket.put(names::FINISHED_COMPACTION, &compaction(state.compaction_finished()))?;
     }
     // When it lies above the finished one, etcd goes on with the compaction as it starts.
     if state.compacted() >= 0 {
-        bucket.put(b"scheduledCompactRev", &compaction(state.compacted()))?;
+        bucket.put(names::SCHEDULED_COMPACTION, &compaction(state.compacted()))?;
     }
-    bucket.put(b"storageVersion", storage_version.as_bytes())?;
-    bucket.put(b"term", &state.applied().term.to_be_bytes())?;
+    bucket.put(names::STORAGE_VERSION, storage_version.as_bytes())?;
+    bucket.put(names::TERM, &state.applied().term.to_be_bytes())?;
     Ok(bucket.finish()?)
-}
-
-/// Main, `_`, sub, and a `t` behind those of a tombstone.
-fn revision_key(at: Revision, kind: Kind) -> Vec<u8> {
-    let mut out = Vec::with_capacity(18);
-    out.extend(at.main.to_be_bytes());
-    out.push(b'_');
-    out.extend(at.sub.to_be_bytes());
-    out.extend((kind == Kind::Delete).then_some(b't'));
-    out
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -198,13 +169,6 @@ impl From<&raft::Member> for Member {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_revision_is_what_etcd_writes() {
-        let at = Revision::new(0x0102, 3);
-        assert_eq!(revision_key(at, Kind::Put), b"\0\0\0\0\0\0\x01\x02_\0\0\0\0\0\0\0\x03");
-        assert_eq!(revision_key(at, Kind::Delete), b"\0\0\0\0\0\0\x01\x02_\0\0\0\0\0\0\0\x03t");
-    }
 
     #[test]
     fn members_are_named_as_in_etcds_json() {

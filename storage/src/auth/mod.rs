@@ -90,6 +90,22 @@ impl Default for AuthState {
 }
 
 impl AuthState {
+    /// Users and roles that were kept elsewhere.
+    ///
+    /// # Errors
+    /// A name that is no text.
+    pub(crate) fn of(enabled: bool, revision: u64, users: Vec<User>, roles: Vec<Role>) -> Result<AuthState, String> {
+        let text = |name: &Bytes| {
+            let name = std::str::from_utf8(name).map_err(|_| format!("the name {name:?} is not UTF-8"));
+            name.map(String::from)
+        };
+        let users = users.into_iter().map(|user| Ok((text(&user.name)?, user))).collect::<Result<_, String>>()?;
+        let roles = roles.into_iter().map(|role| Ok((text(&role.name)?, role))).collect::<Result<_, String>>()?;
+        let mut state = AuthState { enabled, revision, users, roles, permissions: Arc::default() };
+        state.refresh();
+        Ok(state)
+    }
+
     pub fn is_enabled(&self) -> bool {
         self.enabled
     }

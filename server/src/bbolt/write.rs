@@ -1,36 +1,22 @@
 //! Writes a bbolt file from buckets whose keys come in order, in one pass and in little memory.
 //!
-//! ```text
-//! page 0, 1   meta: where the root bucket is, how many pages there are
-//! page 2      the list of free pages: none
-//! page 3 …    leaf and branch pages, each written once it is full
-//! ```
-//!
-//! A leaf page holds keys and values; a branch page holds, for each page below it, that page's first key. Of each tree
-//! only the page at its right edge is in memory, one for each level. Numbers are little-endian. Source: bbolt,
-//! `internal/common` (page, inode, bucket, meta) and `node.go`.
+//! The pages are the two meta pages, an empty list of free pages, then leaf and branch pages, each written once it is
+//! full. Of each tree only the page at its right edge is in memory, one for each level.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-pub const PAGE_BYTES: usize = 4096;
+use super::{
+    BRANCH_PAGE, BUCKET_HEADER_BYTES, ELEMENT_HEADER_BYTES, FREE_LIST, IS_BUCKET, LEAF_PAGE, MAGIC, META_PAGE,
+    PAGE_HEADER_BYTES, PLAIN, VERSION, fnv1a,
+};
 
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
-const PAGE_HEADER_BYTES: usize = 16;
-const ELEMENT_HEADER_BYTES: usize = 16;
+const PAGE_BYTES: usize = 4096;
 const FIRST_DATA_PAGE: u64 = 3;
 const FREE_LIST_PAGE: u64 = 2;
 /// A bucket that is not larger stands within the page that names it.
 const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 /// bbolt takes a branch that is not the root for damaged when it has a single child.
 const BRANCH_CHILDREN_MIN: usize = 2;
-
-const BRANCH_PAGE: u16 = 0x01;
-const LEAF_PAGE: u16 = 0x02;
-const META_PAGE: u16 = 0x04;
-const FREE_LIST: u16 = 0x10;
-const IS_BUCKET: u32 = 0x01;
-const PLAIN: u32 = 0;
 
 /// A file in the making. Without [`Writer::finish`] it is no bbolt file.
 pub struct Writer<W> {
@@ -84,7 +70,7 @@ impl<W: Write> Bucket<'_, W> {
             None => (tree.write(&mut file.pages)?, Vec::new()),
         };
         // The bucket's header, with a sequence number that etcd does not use; behind it the page, when inline.
-        let mut value = Vec::with_capacity(16 + inline.len());
+        let mut value = Vec::with_capacity(BUCKET_HEADER_BYTES + inline.len());
         value.extend(root.to_le_bytes());
         value.extend(0u64.to_le_bytes());
         value.extend(inline);
@@ -280,10 +266,6 @@ fn meta(root: u64, page_count: u64, transaction: u64) -> Vec<u8> {
     }
     out.extend(fnv1a(&out).to_le_bytes());
     out
-}
-
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]
