@@ -208,7 +208,10 @@ async fn wait_until_ready(ctx: &Context, published: JoinHandle<()>) {
         let mut status = ctx.node.watch_status();
         while ctx.node.read_index().await.is_err() {
             // Worth another try when something has changed; the wait is bounded for changes that came in between.
-            let _ = tokio::time::timeout(ctx.election_timeout, status.changed()).await;
+            // Without Raft the process is about to stop.
+            if let Ok(Err(_)) = tokio::time::timeout(ctx.election_timeout, status.changed()).await {
+                return;
+            }
         }
         // It fails when the process is stopping only.
         let _ = published.await;

@@ -65,8 +65,10 @@ impl LeaseService {
                     Err(error) if may_pass(&error) => {}
                     result => return result,
                 }
-                // An error, that the node is gone, is what asking it tells next.
-                let _ = tokio::time::timeout(RETRY_PAUSE, status.changed()).await;
+                // Without Raft nobody will ever be known to lead.
+                if let Ok(Err(_)) = tokio::time::timeout(RETRY_PAUSE, status.changed()).await {
+                    return Err(EtcdError::Stopped.into());
+                }
             }
         };
         let patience = REQUEST_TIMEOUT + 2 * self.context.election_timeout;
