@@ -15,7 +15,8 @@ use super::{
     verdict::Verdict,
 };
 
-/// Judges them against the store as it was at each revision. `stopping`: the names of the faults that end processes.
+/// Judges them against the store as it was at each revision. `stopping`: the names of the faults that end processes; one
+/// that names no members may end any of them, until it has ended itself.
 pub fn check(history: &History, truth: &Store, stopping: &[&str]) -> Result<Verdict> {
     let mut verdict = Verdict::default();
     let mut reads = Vec::new();
@@ -64,13 +65,22 @@ fn judge_order(history: &History, reads: Vec<Read>, stopping: &[&str], verdict: 
     let mut least: HashMap<usize, i64> = HashMap::new();
     let by_end: HashMap<usize, Read> = reads.into_iter().map(|read| (read.ended, read)).collect();
     let mut stops: HashMap<String, usize> = HashMap::new();
+    // What was asked before this says nothing: members that nobody named were stopped.
+    let mut stopped_until = 0;
     let begins: HashMap<usize, &str> = by_end.values().map(|read| (read.invoked, read.node.as_str())).collect();
     for (entry, line) in history.entries().iter().enumerate() {
-        if let Event::Fault(fault) = &line.event {
-            let stopped = fault.phase == FaultPhase::Begin && stopping.contains(&fault.name.as_str());
-            for node in fault.nodes.iter().filter(|_| stopped) {
-                told.remove(node);
-                stops.insert(node.clone(), entry);
+        if let Event::Fault(fault) = &line.event
+            && stopping.contains(&fault.name.as_str())
+        {
+            if fault.nodes.is_empty() {
+                // Any member may stop at any time until it ends.
+                told.clear();
+                stopped_until = if fault.phase == FaultPhase::Begin { usize::MAX } else { entry };
+            } else if fault.phase == FaultPhase::Begin {
+                for node in &fault.nodes {
+                    told.remove(node);
+                    stops.insert(node.clone(), entry);
+                }
             }
         }
         if let Some(node) = begins.get(&entry) {
@@ -78,7 +88,7 @@ fn judge_order(history: &History, reads: Vec<Read>, stopping: &[&str], verdict: 
         }
         let Some(read) = by_end.get(&entry) else { continue };
         // An answer from before the stop may come after it, and says nothing of what the member is to know then.
-        if stops.get(&read.node).is_some_and(|stop| *stop > read.invoked) {
+        if stopped_until > read.invoked || stops.get(&read.node).is_some_and(|stop| *stop > read.invoked) {
             continue;
         }
         if read.revision < least[&read.invoked] {
@@ -120,15 +130,10 @@ mod tests {
         push(tape, 1, node, Event::Ok(Response { header, answer: range_of(kvs) }));
     }
 
-    fn kill(tape: &mut Tape, node: &str) {
-        let fault = FaultNote {
-            fault: 1,
-            name: "kill".to_owned(),
-            nodes: vec![node.to_owned()],
-            phase: FaultPhase::Begin,
-            counters: [].into(),
-        };
-        push(tape, 9, node, Event::Fault(fault));
+    fn kill(tape: &mut Tape, nodes: &[&str], phase: FaultPhase) {
+        let nodes = nodes.iter().map(|node| node.to_string()).collect();
+        let fault = FaultNote { fault: 1, name: "kill".to_owned(), nodes, phase, counters: [].into() };
+        push(tape, 9, "nemesis", Event::Fault(fault));
     }
 
     fn first() -> Vec<KeyValue> {
@@ -163,12 +168,27 @@ mod tests {
     fn a_member_that_was_killed_may_go_back() {
         let mut tape = Tape::default();
         read(&mut tape, "n1", 3, second());
-        kill(&mut tape, "n1");
+        kill(&mut tape, &["n1"], FaultPhase::Begin);
         read(&mut tape, "n1", 2, first());
         assert!(check(&tape.history, &truth(), &["kill"]).unwrap().passes());
         assert_eq!(check(&tape.history, &truth(), &["power cut"]).unwrap().names(), ["went back"]);
         read(&mut tape, "n1", 1, vec![]);
         assert_eq!(check(&tape.history, &truth(), &["kill"]).unwrap().names(), ["went back"]);
+    }
+
+    #[test]
+    fn as_long_as_nobody_says_who_is_killed_any_member_may_go_back() {
+        let mut tape = Tape::default();
+        let names = |tape: &Tape| check(&tape.history, &truth(), &["kill"]).unwrap().names();
+        read(&mut tape, "n1", 3, second());
+        kill(&mut tape, &[], FaultPhase::Begin);
+        read(&mut tape, "n1", 2, first());
+        read(&mut tape, "n1", 1, vec![]);
+        kill(&mut tape, &[], FaultPhase::End);
+        read(&mut tape, "n1", 2, first());
+        assert!(names(&tape).is_empty());
+        read(&mut tape, "n1", 1, vec![]);
+        assert_eq!(names(&tape), ["went back"]);
     }
 
     #[test]

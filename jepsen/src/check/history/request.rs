@@ -43,8 +43,10 @@ pub enum Request {
         lease: i64,
         value: Blob,
     },
+    /// As the leader that [`super::Answer::Campaign`] tells of.
     Proclaim {
         leader: Blob,
+        create_revision: i64,
         value: Blob,
     },
     Leader {
@@ -52,6 +54,7 @@ pub enum Request {
     },
     Resign {
         leader: Blob,
+        create_revision: i64,
     },
     HashKv {
         /// 0: the newest.

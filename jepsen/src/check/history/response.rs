@@ -68,8 +68,9 @@ pub enum Answer {
     },
     Unlock,
     Campaign {
+        /// The leader's key.
         leader: Blob,
-        /// Revision at which the leader's key was created.
+        /// Revision at which that was created.
         create_revision: i64,
     },
     Proclaim,

@@ -30,8 +30,8 @@ fn asked(request: &Request) -> String {
         Request::Lock { name, lease } => format!("lock {name} with lease {lease}"),
         Request::Unlock { key } => format!("unlock {key}"),
         Request::Campaign { name, lease, value } => format!("campaign {name} = {value} with lease {lease}"),
-        Request::Proclaim { leader, value } => format!("proclaim {value} as {leader}"),
-        Request::Resign { leader } => format!("resign {leader}"),
+        Request::Proclaim { leader, value, .. } => format!("proclaim {value} as {leader}"),
+        Request::Resign { leader, .. } => format!("resign {leader}"),
         Request::Watch { watcher, watch } => {
             format!("watcher {watcher} on {} from revision {}", keys(&watch.keys), watch.start_revision)
         }

@@ -50,14 +50,12 @@ pub fn unlock(answer: Answered<v3lockpb::UnlockResponse>) -> Result<Response, St
     Ok(Response { header: header(answer.into_inner().header), answer: Answer::Unlock })
 }
 
-/// The leader is given as `key@revision`, as [`super::leader_key`] takes it.
 pub fn campaign(answer: Answered<v3electionpb::CampaignResponse>) -> Result<Response, Status> {
     let answer = answer.into_inner();
     let leader = answer.leader.ok_or_else(|| Status::internal("a campaign was won without a leader"))?;
-    let written = format!("{}@{}", String::from_utf8_lossy(&leader.key), leader.rev);
     Ok(Response {
         header: header(answer.header),
-        answer: Answer::Campaign { leader: written.into(), create_revision: leader.rev },
+        answer: Answer::Campaign { leader: leader.key.into(), create_revision: leader.rev },
     })
 }
 

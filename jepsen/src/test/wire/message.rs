@@ -109,17 +109,14 @@ pub fn watch_create(watch: &WatchRequest) -> pb::WatchRequest {
     pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
 }
 
-/// The leader as the election service takes it. Its key is `name/lease`, the lease in hexadecimal; the revision is not
-/// looked at when the leader proclaims or resigns by the key that it was given, but must be that of the key's creation:
-/// so a [`Blob`] that stands for a leader is `key@revision`.
-pub fn leader_key(leader: &Blob) -> LeaderKey {
-    let text = String::from_utf8_lossy(leader);
-    let (key, revision) = text.rsplit_once('@').expect("a leader is written as key@revision");
-    let (name, lease) = key.rsplit_once('/').expect("a leader's key ends in its lease");
+/// The leader as the election service takes it. Its key is `name/lease`, the lease in hexadecimal.
+pub fn leader_key(key: &Blob, create_revision: i64) -> LeaderKey {
+    let text = String::from_utf8_lossy(key);
+    let (name, lease) = text.rsplit_once('/').expect("a leader's key ends in its lease");
     LeaderKey {
         name: name.to_owned().into(),
-        key: key.to_owned().into(),
-        rev: revision.parse().expect("a leader's revision is a number"),
+        key: key.0.clone(),
+        rev: create_revision,
         lease: i64::from_str_radix(lease, 16).expect("a leader's lease is a hexadecimal number"),
     }
 }
@@ -159,8 +156,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_leader_is_written_as_its_key_and_revision() {
-        let key = leader_key(&"election/7fffffffffffffff@12".into());
+    fn a_leaders_key_tells_name_and_lease() {
+        let key = leader_key(&"election/7fffffffffffffff".into(), 12);
         assert_eq!((&*key.name, key.rev, key.lease), (b"election".as_slice(), 12, i64::MAX));
         assert_eq!(&*key.key, b"election/7fffffffffffffff");
     }

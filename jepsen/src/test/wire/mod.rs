@@ -141,16 +141,17 @@ impl Caller {
                 let campaign = CampaignRequest { name: name.0.clone(), lease: *lease, value: value.0.clone() };
                 answer::campaign(self.election().campaign(self.request(campaign)).await?)
             }
-            Request::Proclaim { leader, value } => {
-                let proclaim = ProclaimRequest { leader: Some(leader_key(leader)), value: value.0.clone() };
+            Request::Proclaim { leader, create_revision, value } => {
+                let leader = leader_key(leader, *create_revision);
+                let proclaim = ProclaimRequest { leader: Some(leader), value: value.0.clone() };
                 answer::proclaim(self.election().proclaim(self.request(proclaim)).await?)
             }
             Request::Leader { name } => {
                 let leader = LeaderRequest { name: name.0.clone() };
                 answer::leader(self.election().leader(self.request(leader)).await?)
             }
-            Request::Resign { leader } => {
-                let resign = ResignRequest { leader: Some(leader_key(leader)) };
+            Request::Resign { leader, create_revision } => {
+                let resign = ResignRequest { leader: Some(leader_key(leader, *create_revision)) };
                 answer::resign(self.election().resign(self.request(resign)).await?)
             }
             _ => unreachable!("{request:?} is about no lock and no election"),

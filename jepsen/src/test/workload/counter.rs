@@ -1,6 +1,9 @@
 //! One key that is put again and again. Its version counts the puts: none may be lost, and none done twice.
 
-use jepsen::check::history::{Keys, Put, Range, Request};
+use jepsen::check::{
+    counter,
+    history::{Keys, Put, Range, Request},
+};
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
@@ -45,6 +48,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![read()])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![Finding::of("each put counts once", counter::check(case.history, &KEY.into()), case.history)]
 }

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use jepsen::check::history::{Answer, Keys, Put, Range, Request, Response, Txn, TxnOp, WatchRequest};
+use jepsen::check::{
+    history::{Answer, Keys, Put, Range, Request, Response, Txn, TxnOp, WatchRequest},
+    lease,
+};
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
@@ -15,6 +18,8 @@ use crate::test::{
 const PREFIX: &str = "lease/";
 /// A member that becomes leader gives each lease its whole time again.
 const GONE_LIMIT: Duration = Duration::from_secs(20);
+/// Clocks of members go at one rate here. A lease's end waits for a leader, and a new one extends it.
+const BOUNDS: lease::Bounds = lease::Bounds { early_ns: 200_000_000, late_ns: 60_000_000_000 };
 const POLL_INTERVAL: Duration = Duration::from_millis(150);
 
 pub const LEASE: Workload = Workload {
@@ -122,6 +127,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![case.against_truth("never early, gone after", |truth| lease::check(case.history, truth, BOUNDS))]
 }

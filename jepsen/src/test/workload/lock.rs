@@ -5,8 +5,9 @@
 //! key: a transaction that writes only if the key is still there, as it was created. Those effects exclude each other.
 //! Effects without the guard are made too, under other keys; they are counted, and no more is asked of them.
 
-use jepsen::check::history::{
-    Answer, Blob, Compare, CompareResult, CompareTarget, Keys, Put, Range, Request, Response, Txn, TxnOp,
+use jepsen::check::{
+    history::{Answer, Blob, Compare, CompareResult, CompareTarget, Keys, Put, Range, Request, Response, Txn, TxnOp},
+    lock,
 };
 use rand::Rng as _;
 use std::time::Duration;
@@ -82,26 +83,19 @@ async fn lead(client: &mut Client) {
     if let Some(Response { answer: Answer::Campaign { leader, create_revision }, .. }) =
         client.call_within(LOCK_LIMIT, request).await
     {
-        let key = election_key(&leader);
-        effects(client, &key, create_revision, lease, "election").await;
+        effects(client, &leader, create_revision, lease, "election").await;
         if client.random.random() {
             let value = client.recorder().value().to_string();
-            client.call(Request::Proclaim { leader: leader.clone(), value: value.into() }).await;
+            client.call(Request::Proclaim { leader: leader.clone(), create_revision, value: value.into() }).await;
         }
         client.call(Request::Leader { name: ELECTION.into() }).await;
         if client.random.random_ratio(4, 5) {
-            client.call(Request::Resign { leader }).await;
+            client.call(Request::Resign { leader, create_revision }).await;
         }
     }
     if client.random.random_ratio(4, 5) {
         client.call(Request::LeaseRevoke { lease }).await;
     }
-}
-
-/// A leader is written as its key and the revision of that.
-fn election_key(leader: &Blob) -> Blob {
-    let at = leader.iter().rposition(|byte| *byte == b'@').expect("a leader is written as key@revision");
-    Blob(leader.0.slice(..at))
 }
 
 /// Does a few things under the lock. Sometimes it stays away for longer than its lease lasts.
@@ -143,6 +137,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![effects])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![case.against_truth("guarded effects exclude each other", |truth| lock::check(case.history, truth))]
 }

@@ -1,7 +1,10 @@
 //! Jepsen's set-full: elements are added, each once, and all are read again and again. What was added must be there
 //! from then on.
 
-use jepsen::check::history::{Keys, Put, Range, Request};
+use jepsen::check::{
+    history::{Keys, Put, Range, Request},
+    set,
+};
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
@@ -52,6 +55,7 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![read()])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    let judged = set::check(case.history, &Keys::prefix(PREFIX));
+    vec![Finding::of("nothing added is lost", judged, case.history)]
 }

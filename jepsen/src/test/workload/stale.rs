@@ -1,6 +1,9 @@
 //! Serializable reads: they may be old, but what they show was once so, and one member never goes back.
 
-use jepsen::check::history::{Keys, Put, Range, Request};
+use jepsen::check::{
+    history::{Keys, Put, Range, Request},
+    serializable,
+};
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
@@ -8,6 +11,27 @@ use crate::test::client::{Choice, Client, Context};
 
 const PREFIX: &str = "stale/";
 const KEYS: u64 = 10;
+/// Faults in which a process ends, and comes back with what it had made durable.
+const STOPPING: &[&str] = &[
+    "kill",
+    "restart-all",
+    "rolling-restart",
+    "memory-pressure",
+    "power-cut",
+    "power-cut-any-subset",
+    "sync-error",
+    "fdatasync-error",
+    "fdatasync-kill",
+    "disk-full",
+    "bad-sectors",
+    "bit-flip",
+    "bit-flip-running",
+    "truncation",
+    "clock",
+    "replace-member",
+    "add-remove-member",
+    "mixed",
+];
 
 pub const STALE: Workload = Workload {
     name: "stale",
@@ -55,6 +79,7 @@ fn finish(_: Context) -> Body {
     Box::pin(async { Ok(()) })
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    let judge = |truth: &_| serializable::check(case.history, truth, STOPPING);
+    vec![case.against_truth("no member goes back", judge)]
 }
