@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, stream};
-use jepsen::simulation::run::{self, Verdict};
+use jepsen::simulation::run::{self, Case, Verdict};
 use tokio::process::Command;
 
 #[derive(clap::Args)]
@@ -26,6 +26,9 @@ pub struct Arguments {
     /// Simulated minutes of each
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
+    /// Destroys a majority at the end of each seed: what is left must stop, and not lie
+    #[arg(long)]
+    beyond_quorum: bool,
     /// Seeds at a time
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -47,9 +50,10 @@ pub struct Arguments {
 pub fn run_one(arguments: &Arguments, seed: u64) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("pintle-simulation-").tempdir_in(&arguments.folder)?;
     let time = Duration::from_secs_f64(arguments.minutes * 60.0);
+    let case = Case { seed, time, goes_beyond: arguments.beyond_quorum };
     // What names the directory is part of what happens: it is the same in all runs.
     std::env::set_current_dir(folder.path())?;
-    let verdict = run::run(seed, time, Path::new("."), arguments.tell)?;
+    let verdict = run::run(case, Path::new("."), arguments.tell)?;
     drop(folder);
     if arguments.json {
         println!("{}", serde_json::to_string(&verdict)?);
@@ -118,11 +122,12 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     println!("  faults: {faults}, {:.2} per simulated second", faults as f64 / simulated.as_secs_f64());
     println!("  answers checked: {checked}");
     markers.iter().for_each(|(name, times)| println!("  {name}: {times}"));
+    let mode = if arguments.beyond_quorum { " --beyond-quorum" } else { "" };
     for seed in &failed {
-        println!("again: pintle-jepsen simulate --seed {seed} --minutes {} --tell", arguments.minutes);
+        println!("again: pintle-jepsen simulate --seed {seed} --minutes {}{mode} --tell", arguments.minutes);
     }
-    let missing: Vec<&str> =
-        REQUIRED.into_iter().filter(|name| markers.get(*name).copied().unwrap_or_default() == 0).collect();
+    let required = REQUIRED.iter().chain(if arguments.beyond_quorum { REQUIRED_BEYOND } else { &[] });
+    let missing: Vec<&&str> = required.filter(|name| markers.get(**name).copied().unwrap_or_default() == 0).collect();
     if !failed.is_empty() {
         bail!("{} seeds failed", failed.len());
     }
@@ -134,7 +139,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 
 /// From so many seeds on, each of these must have happened.
 const ENOUGH_SEEDS: u64 = 50;
-const REQUIRED: [&str; 22] = [
+const REQUIRED: &[&str] = &[
     "leaders killed",
     "leaders that lost power",
     "followers that lost power",
@@ -159,6 +164,10 @@ const REQUIRED: [&str; 22] = [
     "hashes compared",
 ];
 
+/// And these where a majority is destroyed.
+const REQUIRED_BEYOND: &[&str] =
+    &["quorums lost", "members gone for good", "logs lost", "stores lost", "members that stopped for their disk"];
+
 fn hours(time: Duration) -> f64 {
     time.as_secs_f64() / 3600.0
 }
@@ -167,6 +176,7 @@ async fn in_process(program: &Path, arguments: &Arguments, seed: u64) -> Result<
     let child = Command::new(program)
         .arg("simulate")
         .args(["--seed", &seed.to_string(), "--minutes", &arguments.minutes.to_string(), "--json"])
+        .args(arguments.beyond_quorum.then_some("--beyond-quorum"))
         .arg("--folder")
         .arg(&arguments.folder)
         .stdin(Stdio::null())

@@ -29,7 +29,8 @@ use super::{
 /// Client numbers on the network begin here; those of members are below.
 const FIRST_CLIENT: u64 = 1000;
 const FIRST_WATCHER: u64 = 2000;
-const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a client waits for an answer.
+pub const CALL_LIMIT: Duration = Duration::from_secs(20);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// What is read without asking the others may be this old without being wrong.
 const ALL: (&[u8], &[u8]) = (b"\0", b"\0");

@@ -36,6 +36,8 @@ pub struct Cluster {
     pub members: BTreeMap<u64, SimMember>,
     /// Those whose disk is not to be trusted any more, until they are replaced.
     pub damaged: BTreeSet<u64>,
+    /// Those that never start again.
+    pub gone: BTreeSet<u64>,
     /// Those that may stop by themselves: a fault of their disk says so.
     pub may_stop: BTreeSet<u64>,
     pub endpoints: Endpoints,
@@ -45,6 +47,13 @@ pub struct Cluster {
     leaders: BTreeMap<u64, MemberId>,
     seen: BTreeMap<u64, Seen>,
     next_number: u64,
+    quorum: Option<Quorum>,
+}
+
+/// Whether those are there without whom nothing may be answered.
+struct Quorum {
+    voters: BTreeSet<MemberId>,
+    lost_at: Option<Duration>,
 }
 
 impl Cluster {
@@ -64,6 +73,7 @@ impl Cluster {
             network: network.clone(),
             members: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            gone: BTreeSet::new(),
             may_stop: BTreeSet::new(),
             endpoints: Endpoints::default(),
             settings,
@@ -71,6 +81,7 @@ impl Cluster {
             leaders: BTreeMap::new(),
             seen: BTreeMap::new(),
             next_number: size + 1,
+            quorum: None,
         };
         for (number, place) in std::iter::zip(numbers, places) {
             cluster.add(number, place, folder, rng)?;
@@ -152,7 +163,28 @@ impl Cluster {
             }
             seen.term = status.term;
         }
+        self.look_at_quorum();
         Ok(())
+    }
+
+    /// From now on it is checked that nothing is answered without a majority of those who vote now.
+    pub fn watch_quorum(&mut self) {
+        let leader = self.leader().and_then(|number| self.members[&number].up());
+        self.quorum = leader.map(|leader| Quorum { voters: leader.ctx.node.voters(), lost_at: None });
+    }
+
+    fn look_at_quorum(&mut self) {
+        let Some(quorum) = &mut self.quorum else { return };
+        let works = |member: &&SimMember| member.up().is_some() && quorum.voters.contains(&member.place.id);
+        let working = self.members.values().filter(works).count();
+        let now = self.world.now();
+        quorum.lost_at = (2 * working <= quorum.voters.len()).then(|| quorum.lost_at.unwrap_or(now));
+        // What was asked before may be answered as long as a client waits.
+        let is_over = quorum.lost_at.is_some_and(|lost_at| now > lost_at + clients::CALL_LIMIT);
+        let was_over = std::mem::replace(&mut self.world.oracle().is_without_quorum, is_over);
+        if is_over && !was_over {
+            self.world.mark("quorums lost");
+        }
     }
 
     /// A member has stopped by itself.
@@ -223,9 +255,15 @@ impl Cluster {
         Ok(is_gone)
     }
 
+    /// A member, which is down, loses all that it had: whatever it knew, it will count from the beginning.
+    pub fn wipe(&mut self, number: u64) -> Result<()> {
+        self.seen.remove(&number);
+        self.member(number).wipe().with_context(|| format!("the files of n{number}"))
+    }
+
     async fn forget(&mut self, number: u64) -> Result<()> {
         self.end(number, End::Kill).await?;
-        self.member(number).wipe()?;
+        self.wipe(number)?;
         self.members.remove(&number);
         self.endpoints.lock().retain(|other| *other != number);
         if let Some(watcher) = self.watchers.remove(&number) {
@@ -233,7 +271,6 @@ impl Cluster {
         }
         self.damaged.remove(&number);
         self.may_stop.remove(&number);
-        self.seen.remove(&number);
         self.world.mark("members removed");
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! The nemesis of the simulation: what goes wrong, when, and for how long. Several things at once.
 //!
 //! Whatever stops and comes back may hit everybody. What destroys data hits a minority at most, and who was hit is
-//! replaced by a new member: within that, the cluster must stay correct, and come back when it is left alone.
+//! replaced by a new member: within that, the cluster must stay correct, and come back when it is left alone. A run
+//! beyond the quorum ends with a majority destroyed: then the cluster need not come back, but it must not lie.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,13 +41,15 @@ pub struct Nemesis {
     /// In order of time.
     due: Vec<(Duration, Due)>,
     next: Duration,
+    /// A majority is destroyed: nobody can be replaced any more.
+    is_beyond: bool,
     pub faults: u64,
 }
 
 impl Nemesis {
     pub fn new(plan: Plan, rng: StdRng, world: Arc<World>, folder: PathBuf) -> Nemesis {
         let next = Duration::from_secs(5);
-        Nemesis { plan, rng, world, folder, due: Vec::new(), next, faults: 0 }
+        Nemesis { plan, rng, world, folder, due: Vec::new(), next, is_beyond: false, faults: 0 }
     }
 
     fn seconds(&mut self, from: f64, to: f64) -> Duration {
@@ -69,10 +72,11 @@ impl Nemesis {
         for number in cluster.numbers() {
             let is_waited_for =
                 self.due.iter().any(|(_, due)| matches!(due, Due::Start(n) | Due::Replace(n) if *n == number));
-            if !cluster.members[&number].is_alive() && !is_waited_for {
+            if !cluster.members[&number].is_alive() && !is_waited_for && !cluster.gone.contains(&number) {
                 // It has stopped by itself.
                 let wait = self.seconds(0.1, 10.0);
-                let due = if cluster.damaged.contains(&number) { Due::Replace(number) } else { Due::Start(number) };
+                let is_to_go = cluster.damaged.contains(&number) && !self.is_beyond;
+                let due = if is_to_go { Due::Replace(number) } else { Due::Start(number) };
                 self.after(wait, due);
             }
         }
@@ -165,8 +169,8 @@ impl Nemesis {
             60..64 => self.reset(cluster),
             64..70 if self.plan.with_clocks => self.clocks(cluster),
             70..82 if self.plan.with_disks => self.disk(cluster).await,
-            82..86 if self.plan.with_disks => self.damage(cluster).await,
-            86..92 if self.plan.with_members => self.change_members(cluster).await,
+            82..86 if self.plan.with_disks && !self.is_beyond => self.damage(cluster).await,
+            86..92 if self.plan.with_members && !self.is_beyond => self.change_members(cluster).await,
             92..97 => {
                 cluster.move_leader(&mut self.rng).await;
                 Ok(())
@@ -334,18 +338,47 @@ impl Nemesis {
             return Ok(());
         }
         let Some(&number) = numbers.choose(&mut self.rng) else { return Ok(()) };
-        cluster.damaged.insert(number);
-        cluster.end(number, End::Kill).await?;
-        let wait = self.seconds(5.0, 30.0);
-        match self.rng.random_range(0..3) {
+        match self.rng.random_range(0..5) {
             0 => {
+                // It shows when the log is read again.
+                cluster.damaged.insert(number);
+                cluster.member(number).disk.misdirect_next_write();
+                self.world.trace(format_args!("the next write of n{number} goes elsewhere"));
+            }
+            1 => {
+                cluster.damaged.insert(number);
+                cluster.end(number, End::Kill).await?;
                 self.world.trace(format_args!("n{number} loses all that it had"));
                 self.world.mark("disks wiped");
-                let member = cluster.member(number);
-                member.wipe()?;
-                member.start();
+                cluster.wipe(number)?;
+                cluster.member(number).start();
             }
-            1 if self.rot(number, cluster)? => cluster.member(number).start(),
+            _ => {
+                self.ruin(number, cluster).await?;
+                cluster.member(number).start();
+            }
+        }
+        let wait = self.seconds(5.0, 30.0);
+        self.after(wait, Due::Replace(number));
+        Ok(())
+    }
+
+    /// Destroys a part of what a member has, in a way that it must notice before it makes anything of the rest.
+    async fn ruin(&mut self, number: u64, cluster: &mut Cluster) -> Result<()> {
+        cluster.damaged.insert(number);
+        cluster.end(number, End::Kill).await?;
+        match self.rng.random_range(0..4) {
+            0 => {
+                cluster.member(number).lose_log();
+                self.world.trace(format_args!("n{number} loses its log"));
+                self.world.mark("logs lost");
+            }
+            1 => {
+                cluster.member(number).lose_store()?;
+                self.world.trace(format_args!("n{number} loses its store"));
+                self.world.mark("stores lost");
+            }
+            2 if self.rot(number, cluster)? => {}
             _ => {
                 let tables = cluster.members[&number].tables();
                 if let Some(path) = tables.choose(&mut self.rng) {
@@ -353,10 +386,32 @@ impl Nemesis {
                     self.world.trace(format_args!("a table of n{number} rots"));
                     self.world.mark("tables rotten");
                 }
-                cluster.member(number).start();
             }
         }
-        self.after(wait, Due::Replace(number));
+        Ok(())
+    }
+
+    /// Destroys a majority. Nobody is replaced from now on; who can, starts again and again.
+    pub async fn overwhelm(&mut self, cluster: &mut Cluster) -> Result<()> {
+        self.is_beyond = true;
+        self.due.clear();
+        cluster.watch_quorum();
+        let numbers = cluster.numbers();
+        let count = self.rng.random_range(numbers.len() / 2 + 1..=numbers.len());
+        let hit: Vec<u64> = numbers.choose_multiple(&mut self.rng, count).copied().collect();
+        for number in hit {
+            self.faults += 1;
+            if self.rng.random() {
+                cluster.damaged.insert(number);
+                cluster.gone.insert(number);
+                cluster.end(number, End::Kill).await?;
+                self.world.trace(format_args!("n{number} is gone for good"));
+                self.world.mark("members gone for good");
+            } else {
+                self.ruin(number, cluster).await?;
+            }
+        }
+        self.go_on();
         Ok(())
     }
 

@@ -282,6 +282,17 @@ impl SimMember {
         fs::create_dir_all(self.store())
     }
 
+    /// The member, which is down, loses its log, and keeps its store.
+    pub fn lose_log(&mut self) {
+        self.disk.wipe();
+    }
+
+    /// The member, which is down, loses its store, and keeps its log.
+    pub fn lose_store(&mut self) -> io::Result<()> {
+        fs::remove_dir_all(self.store())?;
+        fs::create_dir_all(self.store())
+    }
+
     /// The files of RocksDB that hold data.
     pub fn tables(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();

@@ -96,6 +96,8 @@ pub struct Oracle {
     leases: BTreeMap<i64, Lease>,
     /// Clocks went wrong: leases may expire at any time.
     pub clocks_lie: bool,
+    /// Nobody is there who could answer, but for serializable reads.
+    pub is_without_quorum: bool,
     /// The highest revision that anybody was told.
     told: i64,
     pub checked: u64,
@@ -120,6 +122,9 @@ impl Oracle {
 
     /// Somebody was told of a revision that is to count for the order of later operations.
     pub fn told(&mut self, revision: i64, floor: i64, is_write: bool, what: &str) -> Checked {
+        if self.is_without_quorum {
+            return Err(format!("{what}: answered at revision {revision}, without a quorum"));
+        }
         if revision < floor + i64::from(is_write) {
             return Err(format!("{what}: answered at revision {revision}, but {floor} was known before it began"));
         }

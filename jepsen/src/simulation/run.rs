@@ -26,6 +26,8 @@ use super::{
 const TICK: Duration = Duration::from_millis(100);
 /// Between two times of rest.
 const EPOCH: Duration = Duration::from_secs(180);
+/// What is left of a cluster that has lost its majority is watched for so long.
+const AFTERMATH: Duration = Duration::from_secs(180);
 /// Left alone, a cluster must be whole again within this.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 
@@ -45,14 +47,24 @@ pub struct Verdict {
     pub markers: BTreeMap<String, u64>,
 }
 
-/// Runs a seed for some simulated time. Stores stand below `folder`. With `tells`, what happens is printed.
+/// What is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub seed: u64,
+    /// Simulated.
+    pub time: Duration,
+    /// At its end a majority is destroyed.
+    pub goes_beyond: bool,
+}
+
+/// Runs a seed. Stores stand below `folder`. With `tells`, what happens is printed.
 ///
 /// A process runs one seed, once: what a process counts (tokio does, for its own random numbers) is part of the run.
-pub fn run(seed: u64, time: Duration, folder: &Path, tells: bool) -> Result<Verdict> {
-    entropy::seed(seed);
+pub fn run(case: Case, folder: &Path, tells: bool) -> Result<Verdict> {
+    entropy::seed(case.seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let began = Instant::now();
-    let mut verdict = runtime.block_on(simulate(seed, time, folder, tells))?;
+    let mut verdict = runtime.block_on(simulate(case, folder, tells))?;
     verdict.took = began.elapsed();
     // Who would go on is ended with the process.
     std::mem::forget(runtime);
@@ -84,7 +96,8 @@ fn draw(rng: &mut StdRng) -> (u64, Settings, Load, Plan) {
     (size, settings, load, plan)
 }
 
-async fn simulate(seed: u64, time: Duration, folder: &Path, tells: bool) -> Result<Verdict> {
+async fn simulate(case: Case, folder: &Path, tells: bool) -> Result<Verdict> {
+    let Case { seed, time, goes_beyond } = case;
     let mut rng = StdRng::seed_from_u64(seed);
     let world = World::new(tells);
     let (size, settings, load, plan) = draw(&mut rng);
@@ -99,12 +112,12 @@ async fn simulate(seed: u64, time: Duration, folder: &Path, tells: bool) -> Resu
 
     while world.now() < time && world.violation().is_none() {
         let until = (world.now() + EPOCH).min(time);
-        while world.now() < until && world.violation().is_none() {
-            sleep(TICK).await;
-            cluster.look().await?;
-            nemesis.turn(&mut cluster).await?;
-        }
+        go_on(until, &mut cluster, &mut nemesis, &world).await?;
         rest(&mut cluster, &mut nemesis, &world).await?;
+    }
+    if goes_beyond && world.violation().is_none() {
+        nemesis.overwhelm(&mut cluster).await?;
+        go_on(world.now() + AFTERMATH, &mut cluster, &mut nemesis, &world).await?;
     }
     // What was claimed of the newest revisions is seen by the watchers a little later.
     let (trace, traced) = world.traced();
@@ -121,6 +134,16 @@ async fn simulate(seed: u64, time: Duration, folder: &Path, tells: bool) -> Resu
         checked: oracle.checked,
         markers: all_markers(&world, &network, &cluster),
     })
+}
+
+/// Lets clients and the nemesis have their way.
+async fn go_on(until: Duration, cluster: &mut Cluster, nemesis: &mut Nemesis, world: &World) -> Result<()> {
+    while world.now() < until && world.violation().is_none() {
+        sleep(TICK).await;
+        cluster.look().await?;
+        nemesis.turn(cluster).await?;
+    }
+    Ok(())
 }
 
 /// All faults are taken back: the cluster must come back, and its members must agree.
@@ -188,6 +211,7 @@ fn all_markers(world: &World, network: &Network, cluster: &Cluster) -> BTreeMap<
             ("syncs failed", counts.syncs_failed),
             ("disk crashes", counts.crashes),
             ("bits rotten", counts.bits_flipped),
+            ("writes misdirected", counts.writes_misdirected),
         ] {
             *markers.entry(name.into()).or_default() += times;
         }
