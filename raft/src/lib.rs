@@ -57,6 +57,7 @@ use proto::{ClusterId, MemberId};
 use self::disk::Disk;
 
 pub use change::{Change, ChangePolicy};
+pub use log::make as make_log;
 pub use members::{Members, MembershipError};
 pub use membership::ChangeError;
 pub use meter::{LogWrite, Meter, PeerEvent};

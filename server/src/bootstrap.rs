@@ -12,9 +12,10 @@ use std::{
     io,
     os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use raft::disk::Disk;
+use raft::{StartError, disk::Disk};
 
 use crate::{
     config::Config,
@@ -50,15 +51,16 @@ pub enum BootstrapError {
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
     #[error(
-        "{wal}: the Raft log is gone, but the store in {store} has applied {applied} entries of it; give the --wal-dir that this member had, or remove the member's data and start it anew"
+        "{wal}: the Raft log is gone, of which the store in {store} has applied {applied} entries; give the --wal-dir that this member had, or remove the member from the cluster and let a new one join"
     )]
     LogGone { wal: PathBuf, store: PathBuf, applied: u64 },
+    #[error(transparent)]
+    Log(#[from] StartError),
     #[error("the members of --initial-cluster have the same id {0}: their peer URLs must differ")]
     SameId(String),
 }
 
 /// The data directory, locked as long as this lives.
-#[derive(Debug)]
 pub struct DataDir {
     pub identity: Identity,
     /// Whether this member has run before.
@@ -69,8 +71,12 @@ pub struct DataDir {
     pub is_joining: bool,
     pub store: PathBuf,
     pub wal: PathBuf,
+    /// Writes the identity where it is read at the next start.
+    keep: Keep,
     _lock: Option<File>,
 }
+
+type Keep = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
 
 impl DataDir {
     /// Where the directory is empty and the cluster runs already, its members are asked who this one is.
@@ -106,10 +112,12 @@ impl DataDir {
         };
         create(&store)?;
         create(&wal)?;
-        Ok(DataDir { identity, is_restart, members, is_joining, store, wal, _lock: Some(lock) })
+        let keep: Keep = Box::new(move |identity| identity.write(&path));
+        Ok(DataDir { identity, is_restart, members, is_joining, store, wal, keep, _lock: Some(lock) })
     }
 
-    /// One that no other process can come near, with the store in `store` and the log in `wal`.
+    /// One that no other process can come near, with the store in `store` and the log in `wal`. `keep` is called when
+    /// the identity changes.
     pub fn private(
         identity: Identity,
         is_restart: bool,
@@ -117,17 +125,30 @@ impl DataDir {
         is_joining: bool,
         store: PathBuf,
         wal: PathBuf,
+        keep: impl Fn(&Identity) -> Result<(), IdentityError> + Send + Sync + 'static,
     ) -> DataDir {
-        DataDir { identity, is_restart, members, is_joining, store, wal, _lock: None }
+        DataDir { identity, is_restart, members, is_joining, store, wal, keep: Box::new(keep), _lock: None }
     }
 
-    /// A store that has applied entries needs the log that they came from: what is above them, and the votes, stand
-    /// nowhere else.
-    pub fn check_log(&self, disk: &dyn Disk, applied: u64) -> Result<(), BootstrapError> {
-        if applied > 0 && disk.list(&self.wal).map_or(true, |files| files.is_empty()) {
-            return Err(BootstrapError::LogGone { wal: self.wal.clone(), store: self.store.clone(), applied });
+    /// Makes the log of a member that has none yet, and notes that there is one from now on: its votes, and what the
+    /// store has not applied, stand nowhere else.
+    ///
+    /// # Errors
+    /// When there was a log, and it is gone.
+    pub async fn prepare_log(
+        &self,
+        disk: &Arc<dyn Disk>,
+        segment_bytes: u64,
+        applied: u64,
+    ) -> Result<(), BootstrapError> {
+        if self.identity.has_log || applied > 0 {
+            return match disk.list(&self.wal) {
+                Ok(files) if !files.is_empty() => Ok(()),
+                _ => Err(BootstrapError::LogGone { wal: self.wal.clone(), store: self.store.clone(), applied }),
+            };
         }
-        Ok(())
+        raft::make_log(disk.clone(), self.wal.clone(), segment_bytes).await?;
+        Ok((self.keep)(&Identity { has_log: true, ..self.identity.clone() })?)
     }
 }
 
@@ -263,7 +284,23 @@ mod tests {
     async fn a_store_without_its_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let opened = open(&config(dir.path(), &[])).await.unwrap();
-        assert!(opened.check_log(&FileSystem, 0).is_ok());
-        assert!(matches!(opened.check_log(&FileSystem, 5), Err(BootstrapError::LogGone { applied: 5, .. })));
+        let prepare = |opened: DataDir, applied| async move {
+            let disk: Arc<dyn Disk> = Arc::new(FileSystem);
+            opened.prepare_log(&disk, 1 << 20, applied).await
+        };
+        assert!(matches!(prepare(opened, 5).await, Err(BootstrapError::LogGone { applied: 5, .. })));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_made_once_is_missed_even_if_nothing_of_it_was_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(FileSystem);
+        for _ in 0..2 {
+            let opened = open(&config(dir.path(), &[])).await.unwrap();
+            opened.prepare_log(&disk, 1 << 20, 0).await.unwrap();
+        }
+        fs::remove_dir_all(dir.path().join("member/wal")).unwrap();
+        let opened = open(&config(dir.path(), &[])).await.unwrap();
+        assert!(matches!(opened.prepare_log(&disk, 1 << 20, 0).await, Err(BootstrapError::LogGone { .. })));
     }
 }

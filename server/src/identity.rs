@@ -23,12 +23,15 @@ use crate::{config::InitialCluster, urls::Url};
 
 const FORMAT: u32 = 1;
 const TITLE: &str = "pintle identity";
+const LOG_MADE: &str = "log made\n";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub member: MemberId,
     pub cluster: ClusterId,
     pub name: String,
+    /// There is a log, which holds what the member has promised.
+    pub has_log: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,7 @@ impl Identity {
             member: id(&cluster.members[name]),
             cluster: cluster_id(cluster.members.values().map(id)),
             name: name.into(),
+            has_log: false,
         }
     }
 
@@ -110,8 +114,9 @@ impl Identity {
     }
 
     fn encode(&self) -> String {
-        let Identity { member, cluster, name } = self;
-        let text = format!("{TITLE}\nformat {FORMAT}\nmember {member}\ncluster {cluster}\nname {name}\n");
+        let Identity { member, cluster, name, has_log } = self;
+        let log = if *has_log { LOG_MADE } else { "" };
+        let text = format!("{TITLE}\nformat {FORMAT}\nmember {member}\ncluster {cluster}\nname {name}\n{log}");
         format!("{text}crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()))
     }
 
@@ -139,6 +144,7 @@ impl Identity {
             member: MemberId(id("member")?),
             cluster: ClusterId(id("cluster")?),
             name: field("name")?.into(),
+            has_log: text[..end].ends_with(LOG_MADE),
         })
     }
 }
@@ -181,15 +187,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("identity");
         assert_eq!(Identity::read(&path).unwrap(), None);
-        let identity = Identity { member: MemberId(1), cluster: ClusterId(u64::MAX), name: "a b".into() };
-        identity.write(&path).unwrap();
-        assert_eq!(Identity::read(&path).unwrap(), Some(identity));
+        let identity =
+            Identity { member: MemberId(1), cluster: ClusterId(u64::MAX), name: "a b".into(), has_log: false };
+        for has_log in [false, true] {
+            let identity = Identity { has_log, ..identity.clone() };
+            identity.write(&path).unwrap();
+            assert_eq!(Identity::read(&path).unwrap(), Some(identity));
+        }
     }
 
     #[test]
     fn a_damaged_file_and_a_newer_format_are_told_apart() {
         let path = Path::new("identity");
-        let identity = Identity { member: MemberId(1), cluster: ClusterId(2), name: "n".into() };
+        let identity = Identity { member: MemberId(1), cluster: ClusterId(2), name: "n".into(), has_log: true };
         let text = identity.encode();
         let changed = text.replace("member 1", "member 3");
         assert!(matches!(Identity::decode(path, &changed), Err(IdentityError::Damaged { .. })));

@@ -128,7 +128,7 @@ pub async fn join(config: &Config, http: &PeerHttp) -> Result<Joined, JoinError>
     if !runs_pintle(http, url).await {
         return Err(JoinError::Etcd);
     }
-    let identity = Identity { member: own, cluster: cluster.id, name: config.name.clone() };
+    let identity = Identity { member: own, cluster: cluster.id, name: config.name.clone(), has_log: false };
     Ok(Joined { identity, members: cluster.members.into_iter().map(member).collect() })
 }
 

@@ -88,7 +88,7 @@ impl Member {
         let observer = Observer::new(&hub, &clock, &tokens, &metrics);
         let observer = observer.with_writes(writes.clone()).with_tap(tap.clone());
         let store = open_store(dir, observer, config.tuning, machine.cache_bytes).await?;
-        dir.check_log(machine.disk.as_ref(), store.applied().index)?;
+        dir.prepare_log(&machine.disk, machine.segment_bytes, store.applied().index).await?;
         let backups = start_backups(config, dir, &store, tap, &metrics)?;
         hub.attach(store.clone());
         metrics.attach(hub.clone(), clock.clone());
@@ -157,7 +157,7 @@ fn start_backups(
     metrics: &Metrics,
 ) -> anyhow::Result<Option<Backups>> {
     let (Some(settings), Some(tap)) = (&config.backup, tap) else { return Ok(None) };
-    let Identity { member, cluster, name } = dir.identity.clone();
+    let Identity { member, cluster, name, .. } = dir.identity.clone();
     let owner = backup::Owner { cluster: cluster.0, member: member.0, name };
     let backups = Backups::start(settings, owner, &config.data_dir, store.clone(), tap, metrics.backup.clone());
     Ok(Some(backups.with_context(|| format!("--backup-dir={}", settings.dir.display()))?))

@@ -6,7 +6,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -84,6 +87,8 @@ pub struct SimMember {
     pub is_paused: bool,
     /// It has written something once.
     has_run: bool,
+    /// What its identity says.
+    has_log: Arc<AtomicBool>,
     config: Arc<Config>,
     dir: PathBuf,
     network: Arc<Network>,
@@ -167,6 +172,7 @@ impl SimMember {
             host: SimHost::new(),
             is_paused: false,
             has_run: false,
+            has_log: Arc::default(),
             config: Arc::new(config_of(number, &dir, settings, &[])?),
             dir,
             network,
@@ -213,9 +219,16 @@ impl SimMember {
         self.host = SimHost::of(&self.host);
         self.is_paused = false;
         *self.life.lock() = Life::Starting;
-        let identity = Identity { member: self.place.id, cluster: self.place.cluster, name: self.config.name.clone() };
+        let (has_log, is_restart) = (self.has_log.load(Ordering::Relaxed), self.has_run);
+        let name = self.config.name.clone();
+        let identity = Identity { member: self.place.id, cluster: self.place.cluster, name, has_log };
         let (members, is_joining) = (self.place.members.clone(), self.place.is_joining);
-        let data = DataDir::private(identity, self.has_run, members, is_joining, self.store(), WAL.into());
+        let of_member = self.has_log.clone();
+        let keep = move |identity: &Identity| {
+            of_member.store(identity.has_log, Ordering::Relaxed);
+            Ok(())
+        };
+        let data = DataDir::private(identity, is_restart, members, is_joining, self.store(), WAL.into(), keep);
         self.has_run = true;
         let (network, number) = (self.network.clone(), self.number);
         let reach = {
@@ -278,6 +291,7 @@ impl SimMember {
     pub fn wipe(&mut self) -> io::Result<()> {
         self.disk.wipe();
         self.has_run = false;
+        self.has_log = Arc::default();
         fs::remove_dir_all(&self.dir)?;
         fs::create_dir_all(self.store())
     }

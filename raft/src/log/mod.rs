@@ -51,7 +51,7 @@ use self::{
 };
 use crate::{
     Meter, StartError,
-    disk::DiskFile,
+    disk::{Disk, DiskFile},
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -91,6 +91,15 @@ impl From<LogError> for StartError {
             LogError::Io { .. } => StartError::Io(error.to_string()),
         }
     }
+}
+
+/// Makes an empty log in `path`, of segments of `segment_bytes`, unless there is one. It is on the disk when this
+/// returns.
+pub async fn make(disk: Arc<dyn Disk>, path: PathBuf, segment_bytes: u64) -> Result<(), StartError> {
+    let folder = Folder { disk, path, segment_bytes };
+    let make = host::blocking(move || folder.make().and_then(|()| recovery::recover(&folder)));
+    make.await.map_err(|error| StartError::Io(error.to_string()))??;
+    Ok(())
 }
 
 /// The log. Clones share it.
