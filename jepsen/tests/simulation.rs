@@ -17,8 +17,13 @@ fn simulate(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn thirty_seeds_hold() {
-    simulate(&["--seeds", "30", "--minutes", "1.5", "--patience", "5"]);
+fn two_hundred_seeds_hold() {
+    simulate(&["--seeds", "200", "--minutes", "1.5", "--patience", "5"]);
+}
+
+#[test]
+fn beyond_a_quorum_clusters_stop_and_do_not_lie() {
+    simulate(&["--first", "5000", "--seeds", "50", "--minutes", "1.5", "--beyond-quorum", "--patience", "5"]);
 }
 
 #[test]
