@@ -21,7 +21,7 @@ use rocksdb::WriteBatch;
 use crate::{
     alarm,
     auth::AuthState,
-    db::{ALARM, DATA, Db, EVENTS, LEASE, META},
+    db::{ALARM, DATA, Db, EVENTS, LEASE, MEMBER, META},
     error::StorageError,
     keys,
     lease::{self, LeaseInfo},
@@ -210,6 +210,8 @@ pub fn settle(dir: &Path, bump: Option<i64>, applied: &Applied) -> Result<Settle
     let position = [applied.index.to_be_bytes(), applied.term.to_be_bytes()].concat();
     batch.put_cf(db.cf(META), meta::APPLIED, position);
     batch.put_cf(db.cf(META), meta::MEMBERSHIP, &applied.membership);
+    // The members there were are not those there will be.
+    db.all(MEMBER)?.iter().for_each(|(id, _)| batch.delete_cf(db.cf(MEMBER), id));
     db.write(batch)?;
     db.flush()?;
     Ok(Settled { revision, compacted })

@@ -7,6 +7,8 @@ use std::{
 
 use storage::StorageError;
 
+use crate::import::ImportError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The file system refused.
@@ -24,6 +26,9 @@ pub enum BackupError {
     Refused(String),
     #[error(transparent)]
     Store(#[from] StorageError),
+    /// The data directory could not be made, or is not wanted any more.
+    #[error(transparent)]
+    Import(#[from] ImportError),
 }
 
 impl BackupError {

@@ -4,7 +4,7 @@
 //! apply thread ─> tap.rs: a bounded queue ─> keeper.rs: every second ─> archive.rs: one write, one sync
 //!                                               └─ every day ─> base.rs: checkpoint ─> files not there yet, manifest
 //!                                                    retention.rs: removes what is too old
-//! catalog.rs: what is there, and what it covers
+//! pintlectl ─> catalog.rs: what is there, and what it covers ─> verify.rs, restore.rs ─> file.rs, segment.rs
 //! ```
 //!
 //! [`segment`] and [`manifest`] say what stands in the files; `docs/format.md` says both, `docs/backups.md` how to use it.
@@ -19,12 +19,15 @@ mod archive;
 mod base;
 pub mod catalog;
 mod error;
+mod file;
 mod keeper;
 pub mod manifest;
+pub mod restore;
 mod retention;
 mod segment;
 mod tap;
 mod time;
+pub mod verify;
 
 use std::{path::PathBuf, time::Duration};
 

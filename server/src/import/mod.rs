@@ -137,7 +137,7 @@ pub fn import(options: &Options, progress: &Progress) -> Result<Imported, Import
     let mut imported = None;
     let settled = target.build(bump, |store| {
         imported = Some(source.fill(store, progress)?);
-        Ok(())
+        Ok::<_, ImportError>(())
     })?;
     let source::Filled { loaded, replayed, warnings } = imported.expect("a store that was built was filled");
     Ok(Imported {

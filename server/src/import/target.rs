@@ -65,24 +65,38 @@ impl Target {
 
     /// Makes the directory, whose store `fill` makes in an empty folder. When this fails, all that was made is removed
     /// again. `bump` is [`storage::settle`]'s.
-    pub fn build(
+    pub fn build<E: From<ImportError>>(
         &self,
         bump: Option<i64>,
-        fill: impl FnOnce(&Path) -> Result<(), ImportError>,
-    ) -> Result<Settled, ImportError> {
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Settled, E> {
         let mut unfinished = Unfinished { made: Vec::new() };
-        unfinished.create(&self.data_dir)?;
-        let partial = self.data_dir.join(PARTIAL);
-        create(&partial)?;
-        let _lock = lock(&partial)?;
-        unfinished.made.push(partial.clone());
-        remove_all(&partial, |name| name == LOCK)?;
-
+        let (partial, _lock) = self.begin(&mut unfinished)?;
         let store = partial.join("store");
         create(&store)?;
         fill(&store)?;
+        Ok(self.finish(&partial, &store, bump, unfinished)?)
+    }
+
+    fn begin(&self, unfinished: &mut Unfinished) -> Result<(PathBuf, File), ImportError> {
+        unfinished.create(&self.data_dir)?;
+        let partial = self.data_dir.join(PARTIAL);
+        create(&partial)?;
+        let lock = lock(&partial)?;
+        unfinished.made.push(partial.clone());
+        remove_all(&partial, |name| name == LOCK)?;
+        Ok((partial, lock))
+    }
+
+    fn finish(
+        &self,
+        partial: &Path,
+        store: &Path,
+        bump: Option<i64>,
+        mut unfinished: Unfinished,
+    ) -> Result<Settled, ImportError> {
         let applied = raft::restored::first_state(&self.members)?;
-        let settled = storage::settle(&store, bump, &applied)?;
+        let settled = storage::settle(store, bump, &applied)?;
         let wal = match &self.wal_dir {
             Some(dir) => {
                 unfinished.create(dir)?;
@@ -94,11 +108,11 @@ impl Target {
         futures::executor::block_on(raft::restored::begin_log(&wal, self.identity.member, &applied))?;
         self.identity.write(&partial.join("identity"))?;
 
-        for dir in [&store, &wal, &partial] {
+        for dir in [store, &wal, partial] {
             sync(dir)?;
         }
         let member = self.data_dir.join("member");
-        fs::rename(&partial, &member).map_err(|error| ImportError::io(&member, error))?;
+        fs::rename(partial, &member).map_err(|error| ImportError::io(&member, error))?;
         unfinished.made.clear();
         sync(&self.data_dir)?;
         Ok(settled)

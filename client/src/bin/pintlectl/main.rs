@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`backup`] | backup list, verify, restore |
 //! | [`keys`] | put, get, del, compaction |
 //! | [`follow`] | watch |
 //! | [`lease`] | lease grant, revoke, keep-alive, timetolive, list |
@@ -10,6 +11,7 @@
 //! | [`mirror`] | mirror |
 //! | [`json`], [`text`] | the two ways to print an answer |
 
+mod backup;
 mod follow;
 mod json;
 mod keys;
@@ -83,6 +85,9 @@ enum Command {
     Alarm(members::Alarm),
     /// Keeps a destination in step with a source: a migration while everything runs.
     Mirror(Box<mirror::Mirror>),
+    /// Backups in a directory that members bring there.
+    #[command(subcommand)]
+    Backup(backup::Backup),
     /// Prints the versions of this program and of the API.
     Version,
 }
@@ -188,6 +193,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Defrag(defrag) => defrag.run(&context).await,
         Command::Alarm(alarm) => alarm.run(&context).await,
         Command::Mirror(mirror) => mirror.run(&context).await,
+        Command::Backup(backup) => backup.run(context.format).await,
         Command::Version => {
             let text = format!("pintlectl version: {}\nAPI version: 3.5\n", env!("CARGO_PKG_VERSION"));
             print(text.as_bytes())

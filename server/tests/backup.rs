@@ -1,0 +1,343 @@
+//! Backups to a directory, and back to any revision: with real members, crashes, and directories that fail.
+
+mod member;
+mod recorded;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use member::{Member, Places};
+use proto::mvccpb::KeyValue;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IteratorRandom as _};
+use recorded::{Recording, Seen, channel, kv, put, read_all};
+use server::{
+    backup::{
+        BackupError,
+        catalog::{Catalog, Goal},
+        restore::{Request, Restored, restore},
+        verify::verify,
+    },
+    import::{Membership, Progress},
+};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn flags(dir: &Path, interval: &str) -> Vec<String> {
+    vec![
+        format!("--backup-dir={}", dir.display()),
+        format!("--backup-interval={interval}"),
+        "--backup-log-interval=50ms".into(),
+        "--backup-keep=1000".into(),
+    ]
+}
+
+fn start(dir: &Path, flags: &[String]) -> Member {
+    Member::start(dir, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Of the member's metrics.
+fn metric(member: &Member, name: &str) -> f64 {
+    let (_, text) = member.get("/metrics");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("there is no {name}")).parse().unwrap()
+}
+
+async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until all that is applied now is archived.
+async fn wait_archived(member: &Member) {
+    let applied = metric(member, "etcd_server_proposals_applied_total");
+    wait_until("the log is archived", || metric(member, "pintle_backup_archived_index") >= applied).await;
+}
+
+fn restore_to(backups: &Path, goal: Goal, member: Option<u64>, to: &Path) -> Result<Restored, BackupError> {
+    let membership = Membership { data_dir: Some(to.into()), ..Membership::default() };
+    let request = Request { dir: backups.into(), goal, cluster: None, member, membership };
+    restore(&request, &Progress::hidden())
+}
+
+/// All keys at a revision, from a member that is started on the restored directory.
+async fn restored_keys(dir: &Path, revision: i64) -> Vec<KeyValue> {
+    // The directory is that of a member with etcd's default URLs; what it was told it need not be told again.
+    let [client, peer] = member::free_ports();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pintle"));
+    command.args([
+        format!("--data-dir={}", dir.display()),
+        format!("--listen-client-urls=http://127.0.0.1:{client}"),
+        format!("--advertise-client-urls=http://127.0.0.1:{client}"),
+        format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+    ]);
+    let member = Member::start_command(dir, client, peer, command);
+    let keys = read_all(&channel(&[member.endpoint()]), revision).await.unwrap().1;
+    assert_eq!(member.stop(), Some(0));
+    keys
+}
+
+fn assert_whole(backups: &Path) {
+    let found = verify(backups, &Progress::hidden()).unwrap();
+    assert_eq!(found.problems, Vec::<String>::new());
+    assert!(found.bases > 0 && found.entries > 0);
+}
+
+/// Restores ten of the revisions that were read, the first and the last among them, and compares.
+async fn assert_restored_as_seen(backups: &Path, seen: &Seen, member: Option<u64>) {
+    let catalog = Catalog::read(backups).unwrap();
+    for &revision in seen.keys() {
+        let covered = catalog.choose(Goal::Revision(revision), None, member);
+        covered.unwrap_or_else(|error| panic!("revision {revision}: {error}"));
+    }
+    let mut random = StdRng::seed_from_u64(11);
+    let mut chosen = seen.keys().copied().choose_multiple(&mut random, 8);
+    chosen.extend([*seen.first_key_value().unwrap().0, *seen.last_key_value().unwrap().0]);
+    for revision in chosen {
+        let to = TempDir::new().unwrap();
+        let restored = restore_to(backups, Goal::Revision(revision), member, to.path());
+        let restored = restored.unwrap_or_else(|error| panic!("revision {revision}: {error}"));
+        assert_eq!(restored.revision, revision);
+        assert_eq!(restored_keys(to.path(), revision).await, seen[&revision], "revision {revision}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_revision_is_restored_as_a_reader_saw_it() {
+    let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let flags = flags(backups.path(), "1500ms");
+    let [client, peer] = member::free_ports();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut member = Member::start_on(dir.path(), client, peer, &flags);
+    let recording = Recording::start(&[member.endpoint()], 1);
+    for round in 0..4 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        match round % 2 {
+            0 => assert_eq!(member.stop(), Some(0)),
+            _ => {
+                member.signal(libc::SIGKILL);
+                drop(member);
+            }
+        }
+        member = Member::start_on(dir.path(), client, peer, &flags);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (seen, written) = recording.stop().await;
+    wait_archived(&member).await;
+    assert_eq!(member.stop(), Some(0));
+    assert!(written > 100 && seen.len() > 50, "{written} writes, {} reads", seen.len());
+
+    assert_whole(backups.path());
+    let catalog = Catalog::read(backups.path()).unwrap();
+    let chains = &catalog.members[0].chains;
+    assert!(chains.iter().map(|chain| chain.bases.len()).sum::<usize>() > 3, "full backups were taken meanwhile");
+    assert!(chains.iter().all(|chain| chain.spans().len() == 1));
+    assert_restored_as_seen(backups.path(), &seen, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_member_of_a_cluster_keeps_backups_across_a_leaders_death() {
+    let (places, backups) = (Places::new(), TempDir::new().unwrap());
+    let flags = flags(backups.path(), "2s");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut members: Vec<Option<Member>> = places.start_all(&flags).into_iter().map(Some).collect();
+    let endpoints: Vec<String> = members.iter().flatten().map(Member::endpoint).collect();
+    let recording = Recording::start(&endpoints, 2);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let leader = (0..3).find(|&i| metric(members[i].as_ref().unwrap(), "etcd_server_is_leader") == 1.0);
+        let leader = leader.unwrap_or(0);
+        let killed = members[leader].take().unwrap();
+        killed.signal(libc::SIGKILL);
+        drop(killed);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        members[leader] = Some(places.start(leader, &flags));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (seen, written) = recording.stop().await;
+    for member in members.into_iter().flatten() {
+        wait_archived(&member).await;
+        assert_eq!(member.stop(), Some(0));
+    }
+    assert!(written > 100 && seen.len() > 50, "{written} writes, {} reads", seen.len());
+
+    assert_whole(backups.path());
+    let catalog = Catalog::read(backups.path()).unwrap();
+    assert_eq!(catalog.members.len(), 3);
+    for member in &catalog.members {
+        assert_restored_as_seen(backups.path(), &seen, Some(member.member)).await;
+    }
+}
+
+/// The value of the one key says how often it was written.
+async fn count_up(member: &Member, from: u32, until: impl Fn() -> bool) -> u32 {
+    let (channel, mut count) = (channel(&[member.endpoint()]), from);
+    while !until() {
+        match kv(&channel).put(put("count", (count + 1).to_string(), 0)).await {
+            Ok(_) => count += 1,
+            Err(_) => break,
+        }
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
+    let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let flags = flags(backups.path(), "30ms");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut random = StdRng::seed_from_u64(3);
+    let [client, peer] = member::free_ports();
+    let mut count = 0;
+    for _ in 0..8 {
+        let member = Member::start_on(dir.path(), client, peer, &flags);
+        // The put whose answer was lost may have counted.
+        let kvs = read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1;
+        count = kvs.first().map_or(0, |kv| String::from_utf8(kv.value.to_vec()).unwrap().parse().unwrap()).max(count);
+        let end = Instant::now() + Duration::from_millis(random.random_range(100..700));
+        count = count_up(&member, count, || Instant::now() > end).await;
+        member.signal(libc::SIGKILL);
+        drop(member);
+
+        assert_whole(backups.path());
+        let to = TempDir::new().unwrap();
+        let restored = restore_to(backups.path(), Goal::Newest, None, to.path()).unwrap();
+        let kvs = restored_keys(to.path(), restored.revision).await;
+        let kv = kvs.first().expect("something had been written by the first backup");
+        assert_eq!(
+            (kv.mod_revision, kv.value.as_ref()),
+            (restored.revision, (restored.revision - 1).to_string().as_bytes())
+        );
+        // What was answered longer ago than the log interval is there.
+        assert!(i64::from(count) - (restored.revision - 1) < 1000, "{count} writes, restored {restored:?}");
+    }
+}
+
+/// A small backup: two full ones, complete segments, users, and a compaction.
+async fn some_backups(dir: &Path, backups: &Path) -> i64 {
+    let flags = flags(backups, "500ms");
+    let [client, peer] = member::free_ports();
+    for _ in 0..2 {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let member = Member::start_on(dir, client, peer, &flags);
+        count_up(&member, 0, || metric(&member, "pintle_backup_full_total") >= 2.0).await;
+        wait_archived(&member).await;
+        assert_eq!(member.stop(), Some(0));
+    }
+    Catalog::read(backups).unwrap().members[0].chains.last().unwrap().spans()[0].last.revision
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push(path),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_any_file_is_named_and_nothing_is_restored_from_it() {
+    let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let newest = some_backups(dir.path(), backups.path()).await;
+    assert_whole(backups.path());
+    let oldest = Catalog::read(backups.path()).unwrap().members[0].chains[0].spans()[0].first.revision;
+    for path in files(backups.path()) {
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 4;
+        for damaged in [Some(&flipped[..]), Some(&whole[..whole.len() - 1]), None] {
+            match damaged {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let what = format!("{} with {:?} bytes of {}", path.display(), damaged.map(<[u8]>::len), whole.len());
+            // A segment without its manifest is one that was being written, and nothing is missing.
+            let is_spare = damaged.is_none()
+                && path.extension().is_some_and(|extension| extension == "json")
+                && path.with_extension("log").exists();
+            let problems = verify(backups.path(), &Progress::hidden()).map(|found| found.problems).unwrap_or_default();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let is_named = problems.iter().any(|problem| problem.contains(name) || problem.contains("are missing"));
+            assert!(is_named || is_spare, "{what}: {problems:?}");
+            // Whatever still can be restored is right.
+            for goal in [oldest, newest] {
+                let to = TempDir::new().unwrap();
+                let restored = restore_to(backups.path(), Goal::Revision(goal), None, &to.path().join("d"));
+                match restored {
+                    Ok(restored) => assert_eq!(restored.revision, goal, "{what}"),
+                    Err(_) => assert!(!to.path().join("d").exists(), "{what}: something is left behind"),
+                }
+            }
+            fs::write(&path, &whole).unwrap();
+        }
+    }
+    assert_whole(backups.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_away_for_a_time_leaves_no_gap() {
+    let (dir, parent) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (backups, away) = (parent.path().join("backups"), parent.path().join("away"));
+    let member = start(dir.path(), &flags(&backups, "1h"));
+    count_up(&member, 0, || metric(&member, "pintle_backup_full_total") == 1.0).await;
+    fs::rename(&backups, &away).unwrap();
+    fs::write(&backups, "in the way").unwrap();
+    let failing = || metric(&member, "pintle_backup_archive_failures_total") >= 2.0;
+    let count = count_up(&member, 0, failing).await;
+    assert!(count > 0);
+    assert_eq!(metric(&member, "pintle_backup_archiving"), 0.0);
+    fs::remove_file(&backups).unwrap();
+    fs::rename(&away, &backups).unwrap();
+    wait_archived(&member).await;
+    assert_eq!(metric(&member, "pintle_backup_archiving"), 1.0);
+    assert_eq!(member.stop(), Some(0));
+    assert_whole(&backups);
+    assert_eq!(Catalog::read(&backups).unwrap().members[0].chains.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_archived_is_a_gap_with_a_reason_and_a_full_backup_behind_it() {
+    let (dir, parent) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (backups, away) = (parent.path().join("backups"), parent.path().join("away"));
+    let member = start(dir.path(), &flags(&backups, "1h"));
+    let client = channel(&[member.endpoint()]);
+    count_up(&member, 0, || metric(&member, "pintle_backup_full_total") == 1.0).await;
+    fs::rename(&backups, &away).unwrap();
+    // More than the queue holds.
+    for _ in 0..70 {
+        kv(&client).put(put("large", vec![7; 1 << 20], 0)).await.unwrap();
+    }
+    let lost = read_all(&client, 0).await.unwrap().0;
+    fs::rename(&away, &backups).unwrap();
+    wait_until("a full backup behind the gap", || metric(&member, "pintle_backup_full_total") == 2.0).await;
+    kv(&client).put(put("after", "1", 0)).await.unwrap();
+    wait_archived(&member).await;
+
+    // Then the directory is emptied while the member runs.
+    fs::rename(&backups, &away).unwrap();
+    fs::create_dir(&backups).unwrap();
+    kv(&client).put(put("after", "2", 0)).await.unwrap();
+    wait_until("a full backup in the new directory", || metric(&member, "pintle_backup_full_total") == 3.0).await;
+    wait_archived(&member).await;
+    let newest = read_all(&client, 0).await.unwrap().0;
+    assert_eq!(member.stop(), Some(0));
+    assert_whole(&backups);
+    let to = TempDir::new().unwrap();
+    let error = restore_to(&backups, Goal::Revision(lost), None, to.path()).unwrap_err();
+    assert!(error.to_string().contains("is not covered"), "{error}");
+    assert_eq!(restore_to(&backups, Goal::Newest, None, to.path()).unwrap().revision, newest);
+    let catalog = Catalog::read(&backups).unwrap();
+    assert!(catalog.members[0].chains.last().unwrap().manifest.reason.contains("is gone"));
+}
