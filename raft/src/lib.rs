@@ -108,6 +108,15 @@ pub struct Config {
     pub meter: Arc<dyn Meter>,
 }
 
+/// An entry of the log. Those of members and leaders have no command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggedEntry {
+    /// Counts from 1.
+    pub index: u64,
+    pub term: u64,
+    pub command: Option<Bytes>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{0}")]

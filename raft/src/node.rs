@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -17,10 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    Change, ChangeError, ChangePolicy, Config, LeaderHandler, Member, Meter, RaftError, StartError, Status, contact,
+    Change, ChangeError, ChangePolicy, Config, LeaderHandler, LoggedEntry, Member, Meter, RaftError, StartError,
+    Status, contact,
     convert::change_to_wire,
     force_new,
-    log::{Folder, Log, LogError},
+    log::{Folder, Log, LogError, WeakLog},
     members,
     membership::Changes,
     network::{client::Peers, server::PeerService, transfer},
@@ -30,7 +32,7 @@ use crate::{
     roster::Roster,
     state_machine::{StateMachine, applied_id, roster_of},
     status::Leadership,
-    types::{Peer, Raft},
+    types::{Entry, Payload, Peer, Raft, position},
 };
 
 /// Entries of one replication message, at most.
@@ -50,6 +52,7 @@ struct Inner {
     heartbeat: Duration,
     election_timeout: Duration,
     raft: Raft,
+    log: WeakLog,
     store: Store,
     peers: Peers,
     leadership: Leadership,
@@ -113,6 +116,7 @@ impl Node {
         }
         let (progress, applied) = watch::channel(store.applied().index);
         let (roster_sender, roster) = watch::channel(Arc::new(roster));
+        let weak_log = log.downgrade();
         let state_machine = StateMachine::new(store.clone(), log.clone(), progress, roster_sender).map_err(io)?;
         let raft_config = Arc::new(raft_config(&config)?);
         let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;
@@ -157,6 +161,7 @@ impl Node {
             heartbeat: config.heartbeat,
             election_timeout: config.election_timeout,
             raft,
+            log: weak_log,
             store,
             peers,
             leadership,
@@ -232,6 +237,17 @@ impl Node {
     /// Returns once this member has applied the entry at `index`.
     pub async fn wait_until_applied(&self, index: u64) -> Result<(), RaftError> {
         self.wait_applied(index, self.deadline()).await
+    }
+
+    /// Entries of this member's log at these places; None when it does not hold all of them any more.
+    pub async fn logged(&self, indexes: RangeInclusive<u64>) -> Option<Vec<LoggedEntry>> {
+        let log = self.inner.log.clone();
+        let read = host::blocking(move || {
+            let log = log.upgrade()?;
+            let read = |index: u64| log.read(index.checked_sub(1)?).ok()?.map(logged);
+            indexes.map(read).collect()
+        });
+        read.await.ok().flatten()
     }
 
     /// Sends a request to the leader's [`LeaderHandler`], which may be this member's own.
@@ -479,6 +495,14 @@ pub(crate) fn check_fit(log: &Log, store: &Store, data_dir: &Path) -> Result<(),
         return Err(StartError::Damaged(LogError::damaged(&path, 0, detail).to_string()));
     }
     Ok(())
+}
+
+fn logged(entry: Entry) -> LoggedEntry {
+    let command = match entry.payload {
+        Payload::Normal(command) => Some(command.0),
+        Payload::Blank | Payload::Membership(_) => None,
+    };
+    LoggedEntry { index: position(entry.log_id.index), term: entry.log_id.leader_id.term, command }
 }
 
 pub(crate) fn peer_of(member: &Member) -> (u64, Peer) {

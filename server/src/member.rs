@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{Auth, Passwords, Tokens},
-    backup::{self, Backups, Tap},
+    backup::{self, Backups, RunningBackups, Tap},
     bootstrap::DataDir,
     config::Config,
     console,
@@ -72,7 +72,7 @@ pub struct Member {
     /// Why this member cannot go on.
     pub failures: mpsc::Receiver<String>,
     /// To be stopped when nothing is applied any more.
-    pub backups: Option<Backups>,
+    pub backups: Option<RunningBackups>,
 }
 
 impl Member {
@@ -95,6 +95,7 @@ impl Member {
         let peer_http = PeerHttp::new(machine.dialer.clone());
         let node_config = node_config(config, dir, &metrics, machine);
         let node = raft::Node::start(node_config, store.clone(), lease::leader_handler(clock.clone())).await?;
+        let backups = backups.map(|backups| backups.run_beside(&node));
         let passwords = Passwords::new(config.auth.bcrypt_cost);
         let auth = Auth::new(store.clone(), node.clone(), tokens, passwords, config.auth.trusts_certificates);
         let ctx = Arc::new(Context {

@@ -4,6 +4,7 @@ mod member;
 mod recorded;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -11,7 +12,10 @@ use std::{
 };
 
 use member::{Member, Places};
-use proto::mvccpb::KeyValue;
+use proto::{
+    etcdserverpb::{LeaseGrantRequest, lease_client::LeaseClient},
+    mvccpb::KeyValue,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IteratorRandom as _};
 use recorded::{Recording, Seen, channel, kv, put, read_all};
 use server::{
@@ -132,7 +136,7 @@ async fn any_revision_is_restored_as_a_reader_saw_it() {
     let (seen, written) = recording.stop().await;
     wait_archived(&member).await;
     assert_eq!(member.stop(), Some(0));
-    assert!(written > 100 && seen.len() > 50, "{written} writes, {} reads", seen.len());
+    assert!(written > 40 && seen.len() > 20, "{written} writes, {} reads", seen.len());
 
     assert_whole(backups.path());
     let catalog = Catalog::read(backups.path()).unwrap();
@@ -166,7 +170,7 @@ async fn each_member_of_a_cluster_keeps_backups_across_a_leaders_death() {
         wait_archived(&member).await;
         assert_eq!(member.stop(), Some(0));
     }
-    assert!(written > 100 && seen.len() > 50, "{written} writes, {} reads", seen.len());
+    assert!(written > 40 && seen.len() > 20, "{written} writes, {} reads", seen.len());
 
     assert_whole(backups.path());
     let catalog = Catalog::read(backups.path()).unwrap();
@@ -176,8 +180,12 @@ async fn each_member_of_a_cluster_keeps_backups_across_a_leaders_death() {
     }
 }
 
+fn value(kv: &KeyValue) -> i64 {
+    String::from_utf8(kv.value.to_vec()).unwrap().parse().unwrap()
+}
+
 /// The value of the one key says how often it was written.
-async fn count_up(member: &Member, from: u32, until: impl Fn() -> bool) -> u32 {
+async fn count_up(member: &Member, from: i64, until: impl Fn() -> bool) -> i64 {
     let (channel, mut count) = (channel(&[member.endpoint()]), from);
     while !until() {
         match kv(&channel).put(put("count", (count + 1).to_string(), 0)).await {
@@ -200,7 +208,7 @@ async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
         let member = Member::start_on(dir.path(), client, peer, &flags);
         // The put whose answer was lost may have counted.
         let kvs = read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1;
-        count = kvs.first().map_or(0, |kv| String::from_utf8(kv.value.to_vec()).unwrap().parse().unwrap()).max(count);
+        count = kvs.first().map_or(0, value).max(count);
         let end = Instant::now() + Duration::from_millis(random.random_range(100..700));
         count = count_up(&member, count, || Instant::now() > end).await;
         member.signal(libc::SIGKILL);
@@ -210,13 +218,11 @@ async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
         let to = TempDir::new().unwrap();
         let restored = restore_to(backups.path(), Goal::Newest, None, to.path()).unwrap();
         let kvs = restored_keys(to.path(), restored.revision).await;
-        let kv = kvs.first().expect("something had been written by the first backup");
-        assert_eq!(
-            (kv.mod_revision, kv.value.as_ref()),
-            (restored.revision, (restored.revision - 1).to_string().as_bytes())
-        );
+        // The first revision is that of the empty store.
+        let found = kvs.first().map_or((1, 0), |kv| (kv.mod_revision, value(kv)));
+        assert_eq!(found, (restored.revision, restored.revision - 1));
         // What was answered longer ago than the log interval is there.
-        assert!(i64::from(count) - (restored.revision - 1) < 1000, "{count} writes, restored {restored:?}");
+        assert!(count - (restored.revision - 1) < 1000, "{count} writes, restored {restored:?}");
     }
 }
 
@@ -253,20 +259,25 @@ async fn damage_to_any_file_is_named_and_nothing_is_restored_from_it() {
     let newest = some_backups(dir.path(), backups.path()).await;
     assert_whole(backups.path());
     let oldest = Catalog::read(backups.path()).unwrap().members[0].chains[0].spans()[0].first.revision;
-    for path in files(backups.path()) {
+    let mut kinds = BTreeSet::new();
+    for path in files(backups.path()).into_iter().filter(|path| kinds.insert(kind(path))) {
         let whole = fs::read(&path).unwrap();
-        let mut flipped = whole.clone();
-        flipped[whole.len() / 2] ^= 4;
-        for damaged in [Some(&flipped[..]), Some(&whole[..whole.len() - 1]), None] {
-            match damaged {
+        let damaged = match whole.len() {
+            0 => vec![Some(vec![1]), None],
+            length => {
+                let mut flipped = whole.clone();
+                flipped[length / 2] ^= 4;
+                vec![Some(flipped), Some(whole[..length - 1].to_vec()), None]
+            }
+        };
+        for bytes in damaged {
+            match &bytes {
                 Some(bytes) => fs::write(&path, bytes).unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            let what = format!("{} with {:?} bytes of {}", path.display(), damaged.map(<[u8]>::len), whole.len());
+            let what = format!("{} with {:?} bytes of {}", path.display(), bytes.as_ref().map(Vec::len), whole.len());
             // A segment without its manifest is one that was being written, and nothing is missing.
-            let is_spare = damaged.is_none()
-                && path.extension().is_some_and(|extension| extension == "json")
-                && path.with_extension("log").exists();
+            let is_spare = bytes.is_none() && path.with_extension("log").exists() && path.with_extension("log") != path;
             let problems = verify(backups.path(), &Progress::hidden()).map(|found| found.problems).unwrap_or_default();
             let name = path.file_name().unwrap().to_str().unwrap();
             let is_named = problems.iter().any(|problem| problem.contains(name) || problem.contains("are missing"));
@@ -274,8 +285,7 @@ async fn damage_to_any_file_is_named_and_nothing_is_restored_from_it() {
             // Whatever still can be restored is right.
             for goal in [oldest, newest] {
                 let to = TempDir::new().unwrap();
-                let restored = restore_to(backups.path(), Goal::Revision(goal), None, &to.path().join("d"));
-                match restored {
+                match restore_to(backups.path(), Goal::Revision(goal), None, &to.path().join("d")) {
                     Ok(restored) => assert_eq!(restored.revision, goal, "{what}"),
                     Err(_) => assert!(!to.path().join("d").exists(), "{what}: something is left behind"),
                 }
@@ -283,7 +293,15 @@ async fn damage_to_any_file_is_named_and_nothing_is_restored_from_it() {
             fs::write(&path, &whole).unwrap();
         }
     }
+    assert!(kinds.len() >= 7, "{kinds:?}");
     assert_whole(backups.path());
+}
+
+/// The file's name without its numbers, and what it stands in.
+fn kind(path: &Path) -> String {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let is_shared = path.extension().is_some_and(|extension| extension == "sst");
+    if is_shared { "sst".into() } else { name.chars().filter(|c| !c.is_ascii_digit()).collect() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,6 +348,7 @@ async fn what_could_not_be_archived_is_a_gap_with_a_reason_and_a_full_backup_beh
     fs::create_dir(&backups).unwrap();
     kv(&client).put(put("after", "2", 0)).await.unwrap();
     wait_until("a full backup in the new directory", || metric(&member, "pintle_backup_full_total") == 3.0).await;
+    kv(&client).put(put("after", "3", 0)).await.unwrap();
     wait_archived(&member).await;
     let newest = read_all(&client, 0).await.unwrap().0;
     assert_eq!(member.stop(), Some(0));
@@ -340,4 +359,94 @@ async fn what_could_not_be_archived_is_a_gap_with_a_reason_and_a_full_backup_beh
     assert_eq!(restore_to(&backups, Goal::Newest, None, to.path()).unwrap().revision, newest);
     let catalog = Catalog::read(&backups).unwrap();
     assert!(catalog.members[0].chains.last().unwrap().manifest.reason.contains("is gone"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_archived_before_a_crash_comes_from_the_raft_log() {
+    let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let [client, peer] = member::free_ports();
+    let start = |log_interval: &str| {
+        let mut flags = flags(backups.path(), "300ms");
+        flags[2] = format!("--backup-log-interval={log_interval}");
+        Member::start_on(dir.path(), client, peer, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let member = start("1h");
+    let channel = channel(&[member.endpoint()]);
+    wait_until("the first full backup", || metric(&member, "pintle_backup_full_total") >= 1.0).await;
+    count_up(&member, 0, || metric(&member, "etcd_debugging_mvcc_current_revision") > 20.0).await;
+    // Three leases that end together: several revisions in one entry.
+    for id in 1..=3 {
+        let grant = LeaseGrantRequest { ttl: 2, id };
+        LeaseClient::new(channel.clone()).lease_grant(grant).await.unwrap();
+        kv(&channel).put(put(format!("lease/{id}"), "1", id)).await.unwrap();
+    }
+    wait_until("the leases end", || metric(&member, "etcd_debugging_server_lease_expired_total") >= 3.0).await;
+    kv(&channel).put(put("last", "1", 0)).await.unwrap();
+    let mut seen = Seen::new();
+    let newest = read_all(&channel, 0).await.unwrap().0;
+    for revision in 2..=newest {
+        seen.insert(revision, read_all(&channel, revision).await.unwrap().1);
+    }
+    // A full backup flushes the store: what it has applied then, it does not apply again.
+    let taken = metric(&member, "pintle_backup_full_total");
+    wait_until("a full backup", || metric(&member, "pintle_backup_full_total") > taken + 1.0).await;
+    member.signal(libc::SIGKILL);
+    drop(member);
+
+    let member = start("50ms");
+    wait_archived(&member).await;
+    assert_eq!(member.stop(), Some(0));
+    assert_whole(backups.path());
+    let catalog = Catalog::read(backups.path()).unwrap();
+    assert_eq!(catalog.members[0].chains.len(), 1, "nothing was missing");
+    // Without the full backups in between, the log alone leads there.
+    for base in &catalog.members[0].chains[0].bases[1..] {
+        fs::remove_dir_all(&base.dir).unwrap();
+    }
+    for revision in newest - 5..=newest {
+        let to = TempDir::new().unwrap();
+        let restored = restore_to(backups.path(), Goal::Revision(revision), None, to.path()).unwrap();
+        assert!(restored.replayed > 20);
+        assert_eq!(restored_keys(to.path(), revision).await, seen[&revision], "revision {revision}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_the_archive_and_not_the_member() {
+    let (dir, mount) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let [client, peer] = member::free_ports();
+    // A small file system that this process alone sees.
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=3m tmpfs \"$0\" && exec \"$@\""]);
+    let pintle = member::command(dir.path(), client, peer);
+    command.arg(mount.path()).arg(pintle.get_program()).args(pintle.get_args()).args(flags(mount.path(), "1h"));
+    let member = Member::start_command(dir.path(), client, peer, command);
+    let channel = channel(&[member.endpoint()]);
+    wait_until("the first full backup", || metric(&member, "pintle_backup_full_total") == 1.0).await;
+    let write = async || {
+        kv(&channel).put(put("large", vec![7; 64 << 10], 0)).await.unwrap();
+    };
+    for _ in 0..60 {
+        write().await;
+    }
+    wait_until("the disk is full", || metric(&member, "pintle_backup_archiving") == 0.0).await;
+    write().await;
+    assert!(metric(&member, "pintle_backup_queue_bytes") > 0.0);
+    let larger = ["mount", "-o", "remount,size=64m"];
+    let id = member.process_id().to_string();
+    let status = Command::new("nsenter")
+        .args(["--user", "--preserve-credentials", "--mount", "--target", &id])
+        .args(larger)
+        .arg(mount.path())
+        .status();
+    assert!(status.unwrap().success());
+    wait_archived(&member).await;
+    // Its own view of the directory, while it runs.
+    let backups = PathBuf::from(format!("/proc/{id}/root")).join(mount.path().strip_prefix("/").unwrap());
+    assert_whole(&backups);
+    let to = TempDir::new().unwrap();
+    let newest = read_all(&channel, 0).await.unwrap().0;
+    assert_eq!(restore_to(&backups, Goal::Newest, None, to.path()).unwrap().revision, newest);
+    assert_eq!(Catalog::read(&backups).unwrap().members[0].chains.len(), 1, "there is no gap");
+    assert_eq!(member.stop(), Some(0));
 }

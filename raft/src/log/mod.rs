@@ -25,7 +25,7 @@ use std::{
     ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -110,6 +110,19 @@ pub(crate) struct Log {
     _closer: Arc<Closer>,
 }
 
+/// The log, as long as someone else keeps it open.
+#[derive(Clone)]
+pub(crate) struct WeakLog {
+    shared: Weak<Shared>,
+    closer: Weak<Closer>,
+}
+
+impl WeakLog {
+    pub fn upgrade(&self) -> Option<Log> {
+        Some(Log { shared: self.shared.upgrade()?, _closer: self.closer.upgrade()? })
+    }
+}
+
 struct Closer {
     shared: Arc<Shared>,
     _worker: Worker,
@@ -176,6 +189,10 @@ impl Log {
         Ok(Log { shared, _closer: Arc::new(closer) })
     }
 
+    pub fn downgrade(&self) -> WeakLog {
+        WeakLog { shared: Arc::downgrade(&self.shared), closer: Arc::downgrade(&self._closer) }
+    }
+
     /// Where the log ends, or where the newest snapshot that was to be installed does.
     pub fn end(&self) -> Option<LogId> {
         let state = self.shared.state.lock();
@@ -223,7 +240,7 @@ impl Log {
     }
 
     /// An entry; None when the log does not hold it.
-    fn read(&self, index: u64) -> Result<Option<Entry>, LogError> {
+    pub fn read(&self, index: u64) -> Result<Option<Entry>, LogError> {
         let position = {
             let state = self.shared.state.lock();
             if let Some(entry) = state.recent(index) {

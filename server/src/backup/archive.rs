@@ -209,7 +209,8 @@ impl Open {
             (manifest.first_index, manifest.first_revision) = (first.index, first.revision);
             manifest.first_time = first.time.max(not_before);
         }
-        (manifest.last_index, manifest.last_revision, manifest.last_time) = (last.index, last.revision, time);
+        (manifest.last_index, manifest.last_time) = (last.index, time);
+        manifest.last_revision = manifest.last_revision.max(newest_revision(entries));
         (manifest.bytes, manifest.crc32c) = (self.synced, self.checksum);
         Ok(((last.index, time), buffer.len() as u64))
     }
@@ -240,12 +241,17 @@ pub fn describe(chain: ChainId, entries: &[Entry], bytes: u64, crc32c: u32) -> S
         first_index: first.map_or(0, |entry| entry.index),
         last_index: last.map_or(0, |entry| entry.index),
         first_revision: first.map_or(0, |entry| entry.revision),
-        last_revision: last.map_or(0, |entry| entry.revision),
+        last_revision: newest_revision(entries),
         first_time: first.map_or(Time::default(), |entry| entry.time),
         last_time: last.map_or(Time::default(), |entry| entry.time),
         bytes,
         crc32c,
     }
+}
+
+/// Of those that are known.
+fn newest_revision(entries: &[Entry]) -> i64 {
+    entries.iter().map(|entry| entry.revision).max().unwrap_or(0)
 }
 
 /// The chains in a member's folder, in order.
@@ -292,7 +298,7 @@ pub fn remove_partial(dir: &Path, prefix: &str) -> Result<(), BackupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::{manifest::read_json, segment::Content};
+    use crate::backup::manifest::read_json;
 
     fn manifest() -> ChainManifest {
         ChainManifest {
@@ -313,7 +319,7 @@ mod tests {
             term: 1,
             revision: index as i64,
             time: Time { unix_ms: 5000 },
-            content: Content::Command(vec![1; 100].into()),
+            command: Some(vec![1; 100].into()),
         };
         indexes.map(entry).collect()
     }

@@ -9,14 +9,22 @@
 //! copied without it, begins its own.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use raft::LoggedEntry;
 use storage::{Store, host};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -30,13 +38,14 @@ use super::{
 };
 use crate::metrics::BackupMetrics;
 
-/// Until a full backup that failed is tried again, unless the next is due before.
+/// Until what has failed is tried again, unless it is due before.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The tasks of a member that keeps backups.
 pub struct Backups {
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
+    node: oneshot::Sender<raft::Node>,
 }
 
 /// What both tasks know.
@@ -80,17 +89,35 @@ impl Backups {
     ) -> io::Result<Backups> {
         let local = data_dir.join("member").join("backup");
         fs::create_dir_all(&local)?;
-        fs::create_dir_all(&settings.dir)?;
+        create(&settings.dir)?;
         let dir = settings.dir.join(format!("{:x}", owner.cluster)).join(format!("{:x}", owner.member));
         let stop = CancellationToken::new();
-        let opened_at = store.applied().index;
+        let (node, log) = oneshot::channel();
+        let opened_at = (store.applied().index, store.revision());
         let member = Member { settings: settings.clone(), owner, dir, local, store, metrics, stop: stop.clone() };
         let (current, chain) = watch::channel(None);
-        let archiver = Archiver { member: member.clone(), tap, state: State::Starting, opened_at, current };
+        let state = State::Starting;
+        let archiver =
+            Archiver { member: member.clone(), tap, state, opened_at, log: Some(log), missing: None, current };
         let tasks = vec![host::spawn(archiver.run()), host::spawn(Bases { member, chain, last: None }.run())];
-        Ok(Backups { stop, tasks })
+        Ok(Backups { stop, tasks, node })
     }
 
+    /// Names the node as soon as it is there: what was applied and not archived before may be in its log.
+    pub fn run_beside(self, node: &raft::Node) -> RunningBackups {
+        // Nobody waits for it where nothing is missing.
+        let _ = self.node.send(node.clone());
+        RunningBackups { stop: self.stop, tasks: self.tasks }
+    }
+}
+
+/// The same beside a node.
+pub struct RunningBackups {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl RunningBackups {
     /// To be called when nothing is applied any more: all that was is in the archive then, if it can be written.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -113,17 +140,21 @@ struct Archiver {
     member: Member,
     tap: Arc<Tap>,
     state: State,
-    /// What the store had applied when it was opened: it is not told of again.
-    opened_at: u64,
+    /// What the store had applied when it was opened, which is not told of again, and its revision.
+    opened_at: (u64, i64),
+    /// The node, when it is there.
+    log: Option<oneshot::Receiver<raft::Node>>,
+    /// Applied before the store was opened, and not archived.
+    missing: Option<RangeInclusive<u64>>,
     current: watch::Sender<Option<Current>>,
 }
 
 impl Archiver {
     async fn run(mut self) {
-        let mut has_failed = false;
+        let (mut has_failed, mut wait) = (false, Duration::ZERO);
         loop {
             let is_last = tokio::select! {
-                () = tokio::time::sleep(self.member.settings.log_interval) => false,
+                () = tokio::time::sleep(wait) => false,
                 () = self.tap.soon.notified() => false,
                 () = self.member.stop.cancelled() => true,
             };
@@ -148,6 +179,7 @@ impl Archiver {
                     if is_last {
                         return;
                     }
+                    wait = self.member.settings.log_interval.min(RETRY);
                     continue;
                 }
             }
@@ -156,10 +188,46 @@ impl Archiver {
             if is_last {
                 return;
             }
+            wait = self.member.settings.log_interval;
+            if let Some(missing) = self.missing.take() {
+                self.fill(missing).await;
+                wait = Duration::ZERO;
+            }
         }
     }
 
+    /// Takes from the Raft log what the process before has applied and not archived.
+    async fn fill(&mut self, missing: RangeInclusive<u64>) {
+        let node = async { self.log.take()?.await.ok() };
+        let node = self.member.stop.run_until_cancelled(node).await.flatten();
+        let logged = match node {
+            Some(node) => node.logged(missing.clone()).await,
+            None => None,
+        };
+        let Some(logged) = logged else {
+            let (from, to) = missing.into_inner();
+            let reason =
+                format!("entries {from} to {to} were not archived before the member ended, and are gone from its log");
+            return self.break_off(reason);
+        };
+        let time = Time::now();
+        let entries = logged.into_iter().map(|LoggedEntry { index, term, command }| {
+            let revision = if index == self.opened_at.0 { self.opened_at.1 } else { 0 };
+            Entry { index, term, revision, time, command }
+        });
+        self.tap.put_back(entries.collect());
+    }
+
     fn step(&mut self, is_last: bool) -> Result<(), BackupError> {
+        if let State::Starting = self.state {
+            match self.resume()? {
+                Ok(archive) => self.run_on(archive),
+                Err(reason) => self.break_off(reason),
+            }
+            if self.missing.is_some() {
+                return Ok(());
+            }
+        }
         let entries = match self.tap.take() {
             Ok(entries) => entries,
             Err(gap) => {
@@ -179,12 +247,6 @@ impl Archiver {
     }
 
     fn archive(&mut self, entries: &[Entry]) -> Result<(), BackupError> {
-        if let State::Starting = self.state {
-            match self.resume()? {
-                Ok(archive) => self.run_on(archive),
-                Err(reason) => self.break_off(reason),
-            }
-        }
         if let State::Running(archive) = &self.state
             && !archive.dir().exists()
             && self.member.settings.dir.is_dir()
@@ -230,7 +292,7 @@ impl Archiver {
     }
 
     /// Goes on with the chain of the process before, or says why not.
-    fn resume(&self) -> Result<Result<Archive, String>, BackupError> {
+    fn resume(&mut self) -> Result<Result<Archive, String>, BackupError> {
         let member = &self.member;
         let found = if member.dir.exists() { chains(&member.dir)?.pop() } else { None };
         let Some((number, dir)) = found else { return Ok(Err("it is this member's first one here".into())) };
@@ -252,11 +314,8 @@ impl Archiver {
             }
             Err(error) => return Err(error),
         };
-        let (archived, applied) = (archive.last_index(), self.opened_at);
-        if archived < applied {
-            let first = archived + 1;
-            return Ok(Err(format!("entries {first} to {applied} were not archived before the member ended")));
-        }
+        let (archived, applied) = (archive.last_index(), self.opened_at.0);
+        self.missing = (archived < applied).then_some(archived + 1..=applied);
         tracing::info!(chain = number, archived_index = archived, "goes on with the archived log");
         Ok(Ok(archive))
     }
@@ -268,7 +327,7 @@ impl Archiver {
         let after_index = member.store.applied().index;
         // The directory itself is not made anew: it may be a file system that is not mounted now.
         fs::metadata(&member.settings.dir).at(&member.settings.dir)?;
-        fs::create_dir_all(&member.dir).at(&member.dir)?;
+        create(&member.dir).at(&member.dir)?;
         let chain = ChainId(rand::random());
         let manifest = ChainManifest {
             format: FORMAT,
@@ -368,6 +427,11 @@ impl Bases {
         }
         true
     }
+}
+
+/// What is in a store is not for everybody.
+fn create(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// When the newest full backup of a chain was taken. One that cannot be read is none.

@@ -31,7 +31,13 @@ pub mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use self::{base::Owner, error::BackupError, keeper::Backups, tap::Tap, time::Time};
+pub use self::{
+    base::Owner,
+    error::BackupError,
+    keeper::{Backups, RunningBackups},
+    tap::Tap,
+    time::Time,
+};
 
 /// The flags `--backup-…`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::{
 use prost::Message as _;
 use proto::{
     LeaseId,
-    command::{Command, LeaseExpire, command::Op},
+    command::{AuthInfo, Command, LeaseExpire, command::Op},
 };
 use serde::Serialize;
 use storage::{Applier, Change, LogEntry, Observer, Options, Payload, Store};
@@ -25,7 +25,7 @@ use super::{
     error::At as _,
     file::{path_of, read_file},
     manifest::BaseManifest,
-    segment::{self, Content, Entry},
+    segment::{self, Entry},
 };
 use crate::import::{Membership, Progress, Target};
 
@@ -169,22 +169,19 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// The goal is reached, or the time is.
     fn is_done(&self) -> bool {
         matches!(self.goal, Goal::Revision(revision) if self.store.revision() >= revision)
     }
 
     /// How many of these are applied next, up to the goal; 0 where the first one goes beyond it.
     fn next_batch(&self, entries: &[Entry]) -> usize {
+        if entries[0].revision == 0 {
+            return usize::from(!self.is_beyond(&entries[0]));
+        }
         let (mut count, mut bytes) = (0, 0);
         for entry in entries.iter().take(BATCH_ENTRIES) {
-            let is_beyond = match self.goal {
-                Goal::Newest => false,
-                Goal::Revision(revision) => entry.revision > revision,
-                Goal::Time(time) => entry.time > time,
-            };
             bytes += entry.bytes();
-            if is_beyond || (count > 0 && bytes > BATCH_BYTES) {
+            if entry.revision == 0 || self.is_beyond(entry) || (count > 0 && bytes > BATCH_BYTES) {
                 break;
             }
             count += 1;
@@ -195,14 +192,33 @@ impl Replay<'_> {
         count
     }
 
+    /// Whether the goal lies before the end of the entry. One whose revision is not known is the next to be applied.
+    fn is_beyond(&self, entry: &Entry) -> bool {
+        match self.goal {
+            Goal::Newest => false,
+            Goal::Time(time) => entry.time > time,
+            Goal::Revision(goal) if entry.revision != 0 => entry.revision > goal,
+            Goal::Revision(goal) => {
+                let ends = expiry(entry).map_or(0, |(expire, _)| expire.ids.iter().map(|id| self.makes(*id)).sum());
+                self.store.revision() + ends > goal
+            }
+        }
+    }
+
+    /// Revisions that the end of a lease makes: one without keys makes none.
+    fn makes(&self, lease: i64) -> i64 {
+        i64::from(!self.store.lease_keys(LeaseId(lease)).is_empty())
+    }
+
     /// Applies whole entries, which must lead where they led before.
     fn apply(&mut self, entries: &[Entry], path: &Path) -> Result<(), BackupError> {
         let log: Vec<LogEntry> = entries.iter().map(Entry::to_log).collect();
         self.applier.apply(&log)?;
         let last = &entries[entries.len() - 1];
-        if self.store.revision() != last.revision {
-            let (index, now, then) = (last.index, self.store.revision(), last.revision);
-            let detail = format!("entry {index} leads to revision {now}, and led to {then} when it was archived");
+        let (now, then) = (self.store.revision(), last.revision);
+        if now != then && then != 0 {
+            let detail =
+                format!("entry {} leads to revision {now}, and led to {then} when it was archived", last.index);
             return Err(BackupError::damaged(path, 0, detail));
         }
         self.time = self.time.max(last.time);
@@ -210,30 +226,33 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// The goal lies before the end of `entry`.
+    /// Applies what of `entry` leads to the goal, which lies before its end.
     fn finish(&mut self, entry: &Entry, path: &Path) -> Result<(), BackupError> {
         let Goal::Revision(revision) = self.goal else { return Ok(()) };
         let beyond = || {
             let detail = format!("entry {} goes beyond revision {revision} at once", entry.index);
             BackupError::damaged(path, 0, detail)
         };
-        let Content::Command(command) = &entry.content else { return Err(beyond()) };
-        let Ok(Command { op: Some(Op::LeaseExpire(expire)), auth }) = Command::decode(command.clone()) else {
-            return Err(beyond());
-        };
-        // A lease without keys makes no revision.
+        let (LeaseExpire { ids, term }, auth) = expiry(entry).ok_or_else(beyond)?;
         let mut left = revision - self.store.revision();
-        let makes_one = |id: &i64| i64::from(!self.store.lease_keys(LeaseId(*id)).is_empty());
-        let ids = expire.ids.iter().copied().take_while(|id| {
+        let wanted = ids.into_iter().take_while(|id| {
             let is_wanted = left > 0;
-            left -= makes_one(id);
+            left -= self.makes(*id);
             is_wanted
         });
-        let op = Op::LeaseExpire(LeaseExpire { ids: ids.collect(), term: expire.term });
+        let op = Op::LeaseExpire(LeaseExpire { ids: wanted.collect(), term });
         let payload = Payload::Command(Command { op: Some(op), auth }.encode_to_vec().into());
         self.applier.apply(&[LogEntry { index: entry.index, term: entry.term, payload }])?;
         (self.time, self.replayed) = (self.time.max(entry.time), self.replayed + 1);
         if self.is_done() { Ok(()) } else { Err(beyond()) }
+    }
+}
+
+/// The leases that an entry ends, if that is what it does.
+fn expiry(entry: &Entry) -> Option<(LeaseExpire, Option<AuthInfo>)> {
+    match Command::decode(entry.command.clone()?).ok()? {
+        Command { op: Some(Op::LeaseExpire(expire)), auth } => Some((expire, auth)),
+        _ => None,
     }
 }
 

@@ -69,56 +69,37 @@ impl<'de> Deserialize<'de> for ChainId {
 pub struct Entry {
     pub index: u64,
     pub term: u64,
-    /// Of the store, behind the entry.
+    /// Of the store, behind the entry. 0 where it is not known, since the entry was read from the Raft log later.
     pub revision: i64,
     /// When this member had applied it.
     pub time: Time,
-    pub content: Content,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    Blank,
-    Command(Bytes),
-    /// Without what it holds: a restored cluster has members of its own.
-    Membership,
+    /// Entries of leaders and members have none: a restored cluster has members of its own.
+    pub command: Option<Bytes>,
 }
 
 impl Entry {
     pub fn new(entry: &LogEntry, revision: i64, time: Time) -> Entry {
-        let content = match &entry.payload {
-            Payload::Blank => Content::Blank,
-            Payload::Command(command) => Content::Command(command.clone()),
-            Payload::Membership(_) => Content::Membership,
+        let command = match &entry.payload {
+            Payload::Command(command) => Some(command.clone()),
+            Payload::Blank | Payload::Membership(_) => None,
         };
-        Entry { index: entry.index, term: entry.term, revision, time, content }
+        Entry { index: entry.index, term: entry.term, revision, time, command }
     }
 
     /// As it is applied again.
     pub fn to_log(&self) -> LogEntry {
-        let payload = match &self.content {
-            Content::Command(command) => Payload::Command(command.clone()),
-            Content::Blank | Content::Membership => Payload::Blank,
-        };
+        let payload = self.command.clone().map_or(Payload::Blank, Payload::Command);
         LogEntry { index: self.index, term: self.term, payload }
     }
 
     /// In the file.
     pub fn bytes(&self) -> usize {
-        let command = match &self.content {
-            Content::Command(command) => command.len(),
-            Content::Blank | Content::Membership => 0,
-        };
-        RECORD_HEADER_BYTES + BODY_HEADER_BYTES + command
+        RECORD_HEADER_BYTES + BODY_HEADER_BYTES + self.command.as_ref().map_or(0, Bytes::len)
     }
 
     /// Appends the record to `buffer`; `seed` is the checksum of the segment's header.
     pub fn encode(&self, seed: u32, buffer: &mut Vec<u8>) {
-        let (kind, command): (u8, &[u8]) = match &self.content {
-            Content::Blank => (0, &[]),
-            Content::Command(command) => (1, command),
-            Content::Membership => (2, &[]),
-        };
+        let command = self.command.as_deref().unwrap_or_default();
         let length = u32::try_from(BODY_HEADER_BYTES + command.len()).expect("a command is smaller than 4 GiB");
         let begin = buffer.len();
         buffer.extend_from_slice(RECORD_MAGIC);
@@ -127,7 +108,7 @@ impl Entry {
         for number in [self.index, self.term, self.revision as u64, self.time.unix_ms as u64] {
             buffer.extend_from_slice(&number.to_be_bytes());
         }
-        buffer.push(kind);
+        buffer.push(u8::from(self.command.is_some()));
         buffer.extend_from_slice(command);
         let checksum = record_checksum(seed, &buffer[begin..]);
         buffer[begin + 8..begin + 12].copy_from_slice(&checksum.to_be_bytes());
@@ -224,7 +205,8 @@ fn parse(path: &Path, bytes: &Bytes, chain: ChainId) -> Result<Segment, BackupEr
         if entry.index != expected {
             return damaged(offset, format!("entry {} stands where {expected} should", entry.index));
         }
-        if entries.last().is_some_and(|last| last.revision > entry.revision || last.term > entry.term) {
+        let is_back = |last: &Entry| last.term > entry.term || (entry.revision != 0 && last.revision > entry.revision);
+        if entries.last().is_some_and(is_back) {
             return damaged(offset, format!("the revision or the term of entry {expected} is lower than before"));
         }
         entries.push(entry);
@@ -256,14 +238,13 @@ fn record(bytes: &Bytes, offset: usize, seed: u32) -> Result<(Entry, usize), &'s
     }
     let body = offset + RECORD_HEADER_BYTES;
     let field = |i: usize| number(&bytes[body + 8 * i..body + 8 * i + 8]);
-    let content = match bytes[body + 32] {
-        0 => Content::Blank,
-        1 => Content::Command(bytes.slice(body + BODY_HEADER_BYTES..offset + length)),
-        2 => Content::Membership,
+    let command = match bytes[body + 32] {
+        0 => None,
+        1 => Some(bytes.slice(body + BODY_HEADER_BYTES..offset + length)),
         _ => return Err("a record is of no known kind"),
     };
     let time = Time { unix_ms: field(3) as i64 };
-    Ok((Entry { index: field(0), term: field(1), revision: field(2) as i64, time, content }, length))
+    Ok((Entry { index: field(0), term: field(1), revision: field(2) as i64, time, command }, length))
 }
 
 /// Where the next whole record begins, from `offset` on.
@@ -285,12 +266,8 @@ mod tests {
     const CHAIN: ChainId = ChainId([7; 16]);
 
     fn entry(index: u64) -> Entry {
-        let content = match index % 3 {
-            0 => Content::Blank,
-            1 => Content::Command(vec![index as u8; 50].into()),
-            _ => Content::Membership,
-        };
-        Entry { index, term: 2, revision: index as i64, time: Time { unix_ms: 1000 + index as i64 }, content }
+        let command = (index % 3 > 0).then(|| vec![index as u8; 50].into());
+        Entry { index, term: 2, revision: index as i64, time: Time { unix_ms: 1000 + index as i64 }, command }
     }
 
     fn segment(indexes: std::ops::Range<u64>) -> (Vec<u8>, Vec<usize>) {

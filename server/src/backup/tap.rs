@@ -7,10 +7,7 @@ use parking_lot::Mutex;
 use storage::LogEntry;
 use tokio::sync::Notify;
 
-use super::{
-    Time,
-    segment::{Content, Entry},
-};
+use super::{Time, segment::Entry};
 
 /// What the queue holds at most, in bytes: what is applied while the backup directory hangs.
 const BYTES_MAX: usize = 64 << 20;
@@ -112,11 +109,7 @@ impl Tap {
 
 /// In memory.
 fn cost(entry: &Entry) -> usize {
-    let command = match &entry.content {
-        Content::Command(command) => command.len(),
-        Content::Blank | Content::Membership => 0,
-    };
-    size_of::<Entry>() + command
+    size_of::<Entry>() + entry.command.as_ref().map_or(0, |command| command.len())
 }
 
 #[cfg(test)]

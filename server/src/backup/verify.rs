@@ -12,7 +12,7 @@ use super::{
     archive::describe,
     catalog::{Base, Catalog, Chain, Member, Segment},
     file::{path_of, read_file},
-    segment::{self, Content},
+    segment,
 };
 use crate::import::Progress;
 
@@ -132,7 +132,7 @@ impl Verifier<'_> {
                 .push(format!("{path}: at offset {offset} begin {rest} bytes of an unfinished record"));
         }
         for entry in &read.entries {
-            let Content::Command(command) = &entry.content else { continue };
+            let Some(command) = &entry.command else { continue };
             let is_known = Command::decode(command.clone()).is_ok_and(|command| command.op.is_some());
             if !is_known {
                 let detail = format!("entry {} holds no command known here", entry.index);
