@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tonic::{Code, Response, Status};
 
@@ -14,7 +15,9 @@ use crate::{
     endpoint::Member,
     endpoints::Endpoints,
     identity::{Connection, Identity, Token},
+    lease,
     retry::{Backoff, Repeat},
+    watch,
 };
 
 /// A list may answer many megabytes; gRPC's usual limit for a client is 4 MiB.
@@ -66,6 +69,16 @@ impl Default for Options {
 #[derive(Debug, Clone)]
 pub struct Client {
     route: Route,
+    streams: Arc<Streams>,
+    /// What all keys begin with, unseen by the caller.
+    pub(crate) namespace: Bytes,
+}
+
+/// The streams that are shared by whoever watches, and keeps leases alive.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    pub watches: watch::Hub,
+    pub leases: lease::Hub,
 }
 
 /// The way of a request.
@@ -118,7 +131,11 @@ impl Client {
         if let Some(interval) = sync_interval {
             tokio::spawn(keep_synced(Arc::downgrade(&shared), interval));
         }
-        Ok(Client { route: Route { shared, only: None, request_timeout } })
+        Ok(Client::of(Route { shared, only: None, request_timeout }))
+    }
+
+    fn of(route: Route) -> Client {
+        Client { route, streams: Arc::default(), namespace: Bytes::new() }
     }
 
     /// The endpoints: as they were given, or as the members have last said.
@@ -144,7 +161,7 @@ impl Client {
 
     /// The same client with another time for each request.
     pub fn with_request_timeout(&self, request_timeout: Duration) -> Client {
-        Client { route: Route { request_timeout, ..self.route.clone() } }
+        Client { route: Route { request_timeout, ..self.route.clone() }, ..self.clone() }
     }
 
     /// The same client for this endpoint alone, whether it is one of the client's or not.
@@ -154,7 +171,8 @@ impl Client {
             Some(member) => member,
             None => Member::new(endpoint, self.options())?,
         };
-        Ok(Client { route: Route { only: Some(member), ..self.route.clone() } })
+        let route = Route { only: Some(member), ..self.route.clone() };
+        Ok(Client { namespace: self.namespace.clone(), ..Client::of(route) })
     }
 
     /// Asks the cluster for its members, and takes their client URLs for endpoints. Learners are left out: they answer
@@ -208,8 +226,20 @@ impl Client {
         Ok(token.connection(self.route.target().channel.clone()))
     }
 
+    pub(crate) fn with_namespace(&self, namespace: Bytes) -> Client {
+        Client { namespace, ..self.clone() }
+    }
+
     pub(crate) fn route(&self) -> &Route {
         &self.route
+    }
+
+    pub(crate) fn watches(&self) -> &watch::Hub {
+        &self.streams.watches
+    }
+
+    pub(crate) fn keepers(&self) -> &lease::Hub {
+        &self.streams.leases
     }
 }
 
@@ -229,6 +259,10 @@ impl Route {
     /// The endpoint failed: later requests go elsewhere.
     pub fn give_up(&self, target: &Arc<Member>) {
         self.shared.endpoints.give_up(target);
+    }
+
+    pub fn request_timeout(&self) -> Duration {
+        self.request_timeout
     }
 
     pub async fn token(&self, deadline: Instant) -> Result<Token> {
@@ -329,7 +363,7 @@ async fn keep_synced(shared: Weak<Shared>, interval: Duration) {
         sleep(interval).await;
         let Some(shared) = shared.upgrade() else { return };
         let request_timeout = shared.options.request_timeout;
-        let client = Client { route: Route { shared, only: None, request_timeout } };
+        let client = Client::of(Route { shared, only: None, request_timeout });
         if let Err(error) = client.sync_endpoints().await {
             tracing::debug!(%error, "the members could not be asked for their endpoints");
         }

@@ -37,6 +37,12 @@ pub enum Error {
     /// The server ended the watch for a reason that trying again does not mend.
     #[error("watch canceled: {0}")]
     WatchCanceled(String),
+    /// The session holds this lock already, or waits for it.
+    #[error("the session holds the lock {0:?} already, or waits for it")]
+    HeldAlready(String),
+    /// Somebody else leads, or the leadership was given up.
+    #[error("election: not leader")]
+    NotLeader,
     /// The lease has expired or was revoked.
     #[error("lease {0} is gone")]
     LeaseGone(LeaseId),
@@ -62,6 +68,8 @@ impl Error {
             | Error::Unreachable(_)
             | Error::WatchCompacted { .. }
             | Error::WatchCanceled(_)
+            | Error::HeldAlready(_)
+            | Error::NotLeader
             | Error::LeaseGone(_) => false,
         }
     }

@@ -67,6 +67,10 @@ pub(crate) struct Token {
 }
 
 impl Token {
+    pub fn is_same(&self, other: &Token) -> bool {
+        self.generation == other.generation
+    }
+
     pub fn connection(&self, channel: Channel) -> Connection {
         InterceptedService::new(channel, self.value.clone())
     }

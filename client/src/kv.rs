@@ -156,19 +156,22 @@ pub(crate) fn kv(connection: Connection) -> KvClient<Connection> {
 }
 
 impl Client {
+    /// Reads keys.
     pub async fn get(&self, get: Get) -> Result<RangeResponse> {
-        self.call(Repeat::Always, get.0, async |connection, request| kv(connection).range(request).await).await
+        let send = async |connection, request| kv(connection).range(request).await;
+        Ok(self.left(self.call(Repeat::Always, self.entered(get.0)?, send).await?))
     }
 
+    /// Writes a key.
     pub async fn put(&self, put: Put) -> Result<PutResponse> {
-        self.call(Repeat::IfNotProposed, put.0, async |connection, request| kv(connection).put(request).await).await
+        let send = async |connection, request| kv(connection).put(request).await;
+        Ok(self.left(self.call(Repeat::IfNotProposed, self.entered(put.0)?, send).await?))
     }
 
+    /// Deletes keys.
     pub async fn delete(&self, delete: Delete) -> Result<DeleteRangeResponse> {
-        self.call(Repeat::IfNotProposed, delete.0, async |connection, request| {
-            kv(connection).delete_range(request).await
-        })
-        .await
+        let send = async |connection, request| kv(connection).delete_range(request).await;
+        Ok(self.left(self.call(Repeat::IfNotProposed, self.entered(delete.0)?, send).await?))
     }
 
     /// Forgets what only revisions below `revision` can see. `physical` waits until it is gone from the store.

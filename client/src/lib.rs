@@ -9,6 +9,9 @@
 //! | [`keys`](Keys), [`kv`](Get), [`txn`](Txn) | reads, writes, transactions |
 //! | [`watch`](Watch) | watches that survive failures without a gap and without repeating an event |
 //! | [`lease`](LeaseKeeper) | leases, and a task that keeps one alive |
+//! | [`namespace`](Client::namespaced) | keys with a prefix that the caller does not see |
+//! | [`session`](Session), [`lock`](Lock), [`election`](Leadership), [`stm`](Stm) | what several processes agree on |
+//! | [`mirror`] | a store kept in step with another |
 //! | [`maintenance`](Client::status), [`cluster`](Client::member_list), [`auth`](Client::auth_enable) | members, users and roles |
 //!
 //! ```no_run
@@ -46,6 +49,7 @@
 mod auth;
 mod cluster;
 mod connection;
+mod election;
 mod endpoint;
 mod endpoints;
 mod error;
@@ -53,9 +57,14 @@ mod identity;
 mod keys;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 pub mod mirror;
+mod namespace;
+mod queue;
 pub mod retry;
+mod session;
+mod stm;
 mod tls;
 mod txn;
 mod watch;
@@ -66,13 +75,17 @@ pub(crate) fn revision(header: &Option<pb::ResponseHeader>) -> i64 {
 }
 
 pub use connection::{Client, EndpointHealth, Options};
+pub use election::{Leadership, Observer};
 pub use endpoints::Balance;
 pub use error::{Error, Result};
 pub use identity::{Connection, Credentials, WithToken};
 pub use keys::Keys;
 pub use kv::{Delete, Get, Put};
 pub use lease::LeaseKeeper;
+pub use lock::Lock;
 pub use proto::{EtcdError, LeaseId, MemberId, authpb, etcdserverpb as pb, mvccpb};
+pub use session::Session;
+pub use stm::{Isolation, Stm};
 pub use tls::Tls;
 pub use txn::{Compare, Comparison, Op, Txn};
 pub use watch::{Watch, Watcher};

@@ -165,9 +165,11 @@ impl<T> Compare<T> {
 }
 
 impl Client {
+    /// Carries out a transaction.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
         let repeat = if txn.writes() { Repeat::IfNotProposed } else { Repeat::Always };
-        self.call(repeat, txn.0, async |connection, request| kv(connection).txn(request).await).await
+        let send = async |connection, request| kv(connection).txn(request).await;
+        Ok(self.left(self.call(repeat, self.entered(txn.0)?, send).await?))
     }
 }
 

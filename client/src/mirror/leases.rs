@@ -149,7 +149,7 @@ impl Mirror {
             let lost: Vec<KeyValue> = lost.into_iter().filter(|kv| kv.mod_revision <= mirrored).collect();
             self.patiently_ensure(leases, lost.iter()).await?;
             for kv in lost {
-                let there = self.to_destination(async || self.destination.get(Get::key(kv.key.clone())).await).await?;
+                let there = self.to_destination(|| self.destination.get(Get::key(kv.key.clone()))).await?;
                 if there.kvs.first().is_some_and(|there| there.lease == kv.lease) {
                     continue;
                 }
@@ -173,10 +173,10 @@ impl Mirror {
 
     /// The keys of one of the source's leases.
     async fn keys_of(&self, id: LeaseId) -> Result<Vec<KeyValue>> {
-        let found = self.patient(async || self.source.lease_time_to_live(id, true).await).await?;
+        let found = self.patient(|| self.source.lease_time_to_live(id, true)).await?;
         let mut keys = Vec::new();
         for key in found.keys {
-            let answer = self.patient(async || self.source.get(Get::key(key.clone())).await).await?;
+            let answer = self.patient(|| self.source.get(Get::key(key.clone()))).await?;
             keys.extend(answer.kvs.into_iter().filter(|kv| kv.lease == id.0));
         }
         Ok(keys)

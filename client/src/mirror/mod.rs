@@ -216,7 +216,7 @@ impl Mirror {
 
     /// Finds out where to go on, and brings the destination to the state of a revision.
     async fn begin(&self) -> Result<Running> {
-        let (cluster, revision) = self.patient(async || header(&self.source).await).await?;
+        let (cluster, revision) = self.patient(|| header(&self.source)).await?;
         self.status.send_modify(|status| status.heard_of(revision));
         let mut way = if self.options.keep_revisions {
             Way::SameRevisions(self.continue_import(revision).await?)
@@ -237,8 +237,8 @@ impl Mirror {
         loop {
             self.copy_if_needed(way, leases).await?;
             self.restore_expired(way, leases).await?;
-            let watch = Watch::all().from_revision(way.revision() + 1);
-            match self.patient(async || self.source.watch(watch.clone()).await).await {
+            let watch = Watch::all().from_revision(way.revision() + 1).on_its_own_stream();
+            match self.patient(|| self.source.watch(watch.clone())).await {
                 Ok(watcher) => {
                     self.status.send_modify(|status| {
                         status.phase = Phase::Following;
@@ -253,12 +253,12 @@ impl Mirror {
 
     /// The destination says up to where it was mirrored, or is new.
     async fn begin_record(&self, cluster: u64, revision: i64) -> Result<Record> {
-        let found = self.to_destination(async || Record::load(&self.destination).await).await??;
+        let found = self.to_destination(|| Record::load(&self.destination)).await??;
         if let Some(record) = found {
             record.check(cluster, revision)?;
             return Ok(record);
         }
-        let keys = self.to_destination(async || self.destination.get(Get::all().count_only()).await).await?.count;
+        let keys = self.to_destination(|| self.destination.get(Get::all().count_only())).await?.count;
         if keys > 0 && !self.options.overwrite {
             let reason = format!(
                 "the destination has {keys} keys, and no mirror has written them; if it was made by `pintle import` of \
@@ -271,7 +271,7 @@ impl Mirror {
 
     /// The destination is what the source was at the destination's revision.
     async fn continue_import(&self, source_revision: i64) -> Result<Kept> {
-        let (_, revision) = self.to_destination(async || header(&self.destination).await).await?;
+        let (_, revision) = self.to_destination(|| header(&self.destination)).await?;
         let refused = |reason: String| Failure::Refused(format!("--keep-revisions: {reason}"));
         if revision > source_revision {
             let reason = format!("the destination is at revision {revision}, the source only at {source_revision}");
@@ -357,7 +357,7 @@ impl Mirror {
     }
 
     async fn source_revision(&self) -> Result<i64> {
-        let (_, revision) = self.patient(async || header(&self.source).await).await?;
+        let (_, revision) = self.patient(|| header(&self.source)).await?;
         self.status.send_modify(|status| status.heard_of(revision));
         Ok(revision)
     }
@@ -375,7 +375,9 @@ impl Mirror {
     }
 
     /// Asks the source until it answers.
-    async fn patient<T>(&self, ask: impl AsyncFn() -> crate::Result<T>) -> Result<T> {
+    ///
+    /// Not `AsyncFn`: what calls it with one could not be spawned.
+    async fn patient<T, F: Future<Output = crate::Result<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
         loop {
             match ask().await.map_err(Failure::Source) {
                 Err(failure) => self.wait_out(failure).await?,
@@ -385,7 +387,7 @@ impl Mirror {
     }
 
     /// Asks the destination until it answers.
-    async fn to_destination<T>(&self, ask: impl AsyncFn() -> crate::Result<T>) -> Result<T> {
+    async fn to_destination<T, F: Future<Output = crate::Result<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
         loop {
             match ask().await.map_err(Failure::Destination) {
                 Err(failure) => self.wait_out(failure).await?,

@@ -148,7 +148,7 @@ impl Mirror {
             .when(Compare::mod_revision(PROGRESS_KEY).equals(record.mod_revision))
             .then(Op::delete(Delete::key(PROGRESS_KEY)));
         // Sent twice it does nothing the second time.
-        self.to_destination(async || self.destination.txn(txn.clone()).await).await.map(|_| ())
+        self.to_destination(|| self.destination.txn(txn.clone())).await.map(|_| ())
     }
 }
 

@@ -112,7 +112,7 @@ impl Mirror {
         for condition in not_done_yet(&changes[0]) {
             txn = txn.when(condition);
         }
-        let answer = self.to_destination(async || self.destination.txn(txn.clone()).await).await?;
+        let answer = self.to_destination(|| self.destination.txn(txn.clone())).await?;
         // When the conditions do not hold it was done before, by this mirror or another, and the revision is this one.
         let there = answer.header.as_ref().map_or(0, |header| header.revision);
         if there != revision {

@@ -39,9 +39,9 @@ fn seen(kv: &KeyValue, with_revisions: bool) -> (&[u8], i64, [i64; 3]) {
 impl Mirror {
     /// Compares both stores. The source's revision was `revision` when all of it was mirrored.
     pub(super) async fn verify(&self, way: &Way, revision: i64) -> Result<Verdict> {
-        let (_, destination_revision) = self.to_destination(async || header(&self.destination).await).await?;
+        let (_, destination_revision) = self.to_destination(|| header(&self.destination)).await?;
         let count = Get::all().revision(revision).count_only();
-        let keys = self.patient(async || self.source.get(count.clone()).await).await?.count;
+        let keys = self.patient(|| self.source.get(count.clone())).await?.count;
         let mut verdict = Verdict {
             source_revision: revision,
             destination_revision,
@@ -126,18 +126,17 @@ impl Mirror {
     /// HashKV of both, which is of what is not compacted: so the destination is compacted as the source is.
     async fn hashes_kv(&self, revision: i64) -> Result<[HashKvResponse; 2]> {
         loop {
-            let source = self.patient(async || hash_kv(&self.source, revision).await).await?;
+            let source = self.patient(|| hash_kv(&self.source, revision)).await?;
             let compacted = source.compact_revision;
-            let there = self.to_destination(async || hash_kv(&self.destination, revision).await).await?;
+            let there = self.to_destination(|| hash_kv(&self.destination, revision)).await?;
             if there.compact_revision >= compacted {
                 // Where the destination has compacted more, the source may do so meanwhile; else they differ.
                 return Ok([source, there]);
             }
-            let compact = async || match self.destination.compact(compacted, true).await {
-                Err(Error::Etcd(EtcdError::Compacted)) => Ok(()),
-                done => done.map(|_| ()),
-            };
-            self.to_destination(compact).await?;
+            match self.to_destination(|| self.destination.compact(compacted, true)).await {
+                Ok(_) | Err(Failure::Destination(Error::Etcd(EtcdError::Compacted))) => {}
+                Err(failure) => return Err(failure),
+            }
         }
     }
 
@@ -145,7 +144,7 @@ impl Mirror {
     pub(super) async fn last_change_differs(&self, revision: i64) -> Result<Option<String>> {
         let changed = Get::all().revision(revision).min_mod_revision(revision);
         let count = Get::all().revision(revision).count_only();
-        let at_source = async |get: &Get| match self.patient(async || self.source.get(get.clone()).await).await {
+        let at_source = async |get: &Get| match self.patient(|| self.source.get(get.clone())).await {
             Err(Failure::Source(Error::Etcd(EtcdError::Compacted))) => Err(Failure::Refused(format!(
                 "--keep-revisions: the source has compacted revision {revision}, which the destination has; import a new \
                  snapshot"
@@ -153,8 +152,8 @@ impl Mirror {
             answer => answer,
         };
         let (source, source_count) = (at_source(&changed).await?, at_source(&count).await?.count);
-        let there = self.to_destination(async || self.destination.get(changed.clone()).await).await?;
-        let there_count = self.to_destination(async || self.destination.get(count.clone()).await).await?.count;
+        let there = self.to_destination(|| self.destination.get(changed.clone())).await?;
+        let there_count = self.to_destination(|| self.destination.get(count.clone())).await?.count;
         Ok(if source_count != there_count {
             Some(format!("the source had {source_count} keys, the destination has {there_count}"))
         } else if source.kvs != there.kvs {

@@ -1,5 +1,6 @@
 //! The client and pintlectl against real servers, etcd's and Pintle's.
 
+mod agree;
 mod mirror;
 mod pintlectl;
 mod secure;

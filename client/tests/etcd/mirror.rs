@@ -207,6 +207,12 @@ async fn write_and_mirror(source: &mut Etcd, destination: &Etcd, flags: &[&str])
     }
     let done = writer.stop().await;
     assert!(done > 200, "only {done} transactions");
+    // What runs out writes, too.
+    let (client, deadline) = (source.client(), Instant::now() + SOON);
+    while leases(&client).await.values().any(|ttl| *ttl < 600) {
+        assert!(Instant::now() < deadline, "a lease does not run out");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]

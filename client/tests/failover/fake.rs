@@ -11,9 +11,11 @@ use std::{
 };
 
 use client::{
+    EtcdError,
     mvccpb::{Event, KeyValue},
     pb::{
-        self, ResponseHeader, WatchRequest, WatchResponse,
+        self, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse,
+        auth_server::{Auth, AuthServer},
         kv_server::{Kv, KvServer},
         lease_server::{Lease, LeaseServer},
         watch_request::RequestUnion,
@@ -22,7 +24,7 @@ use client::{
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::{
-    Stream,
+    Stream, StreamExt as _,
     wrappers::{ReceiverStream, TcpListenerStream},
 };
 use tonic::{Request, Response, Status, Streaming, transport::Server};
@@ -30,6 +32,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// One step of a watch stream.
 pub enum Act {
     Send(WatchResponse),
+    /// One response for each revision from the one asked for up to this one.
+    SendUpTo(i64),
     /// Ends the stream so.
     Fail(Status),
     /// Leaves the stream open, with nothing more in it.
@@ -50,7 +54,13 @@ struct State {
     hangs: AtomicBool,
     puts: AtomicUsize,
     gets: AtomicUsize,
-    renewals: AtomicUsize,
+    renewals: Arc<AtomicUsize>,
+    lease_streams: AtomicUsize,
+    watch_streams: AtomicUsize,
+    canceled: Mutex<Vec<i64>>,
+    /// How many tokens were given out. Where auth is on, the last one alone is good.
+    tokens: AtomicUsize,
+    is_auth_on: AtomicBool,
 }
 
 impl Fake {
@@ -60,7 +70,8 @@ impl Fake {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State { scripts: Mutex::new(scripts.into_iter().collect()), ..State::default() });
         let serve = Server::builder()
-            .add_service(WatchServer::from_arc(state.clone()))
+            .add_service(WatchServer::new(Watches(state.clone())))
+            .add_service(AuthServer::from_arc(state.clone()))
             .add_service(KvServer::from_arc(state.clone()))
             .add_service(LeaseServer::from_arc(state.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
@@ -93,6 +104,33 @@ impl Fake {
     /// No request is answered from now on.
     pub fn hang(&self) {
         self.state.hangs.store(true, Ordering::SeqCst);
+    }
+
+    /// Only the last token given out is good from now on.
+    pub fn turn_auth_on(&self) {
+        self.state.is_auth_on.store(true, Ordering::SeqCst);
+    }
+
+    /// Tokens given out until now are not good any more.
+    pub fn forget_tokens(&self) {
+        self.state.tokens.fetch_add(1000, Ordering::SeqCst);
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.state.tokens.load(Ordering::SeqCst)
+    }
+
+    pub fn watch_streams(&self) -> usize {
+        self.state.watch_streams.load(Ordering::SeqCst)
+    }
+
+    /// How many watchers were taken back.
+    pub fn canceled(&self) -> usize {
+        self.state.canceled.lock().unwrap().len()
+    }
+
+    pub fn lease_streams(&self) -> usize {
+        self.state.lease_streams.load(Ordering::SeqCst)
     }
 
     /// This many keep-alives are answered, with a TTL of a second; the others are not.
@@ -134,6 +172,18 @@ pub fn events(store_revision: i64, mod_revisions: &[i64]) -> WatchResponse {
 }
 
 impl State {
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        if !self.is_auth_on.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let good = format!("token.{}", self.tokens.load(Ordering::SeqCst));
+        match request.metadata().get("token") {
+            Some(token) if token == good.as_str() => Ok(()),
+            Some(_) => Err(EtcdError::InvalidAuthToken.into()),
+            None => Err(EtcdError::UserEmpty.into()),
+        }
+    }
+
     async fn answer<T: Default>(&self) -> Result<Response<T>, Status> {
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
@@ -147,23 +197,31 @@ impl State {
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Its streams outlive the call that opens them.
+struct Watches(Arc<State>);
+
 #[tonic::async_trait]
-impl Watch for State {
+impl Watch for Watches {
     type WatchStream = Answers<WatchResponse>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         assert_eq!(request.metadata().get("hasleader").unwrap(), "true");
-        let first = request.into_inner().message().await?.unwrap();
-        let Some(RequestUnion::CreateRequest(create)) = first.request_union else { panic!("a create comes first") };
-        self.watches_from.lock().unwrap().push(create.start_revision);
-        let script = self.scripts.lock().unwrap().pop_front().expect("one script per watch");
+        self.0.watch_streams.fetch_add(1, Ordering::SeqCst);
+        let mut requests = request.into_inner();
         let (sender, receiver) = mpsc::channel(1);
+        let state = self.0.clone();
         tokio::spawn(async move {
-            for act in script {
-                match act {
-                    Act::Send(response) => sender.send(Ok(response)).await.unwrap(),
-                    Act::Fail(status) => sender.send(Err(status)).await.unwrap(),
-                    Act::Hold => sender.closed().await,
+            while let Ok(Some(request)) = requests.message().await {
+                match request.request_union.unwrap() {
+                    RequestUnion::CreateRequest(create) => {
+                        state.watches_from.lock().unwrap().push(create.start_revision);
+                        let script = state.scripts.lock().unwrap().pop_front().expect("one script per watch");
+                        tokio::spawn(play(script, create, sender.clone()));
+                    }
+                    RequestUnion::CancelRequest(cancel) => state.canceled.lock().unwrap().push(cancel.watch_id),
+                    RequestUnion::ProgressRequest(_) => {
+                        let _ = sender.send(Ok(WatchResponse { watch_id: -1, ..events(100, &[]) })).await;
+                    }
                 }
             }
         });
@@ -171,16 +229,39 @@ impl Watch for State {
     }
 }
 
+async fn play(script: Vec<Act>, create: WatchCreateRequest, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+    let WatchCreateRequest { watch_id, start_revision, .. } = create;
+    for act in script {
+        // Sending fails when the client has had enough.
+        match act {
+            Act::Send(response) => {
+                let _ = sender.send(Ok(WatchResponse { watch_id, ..response })).await;
+            }
+            Act::SendUpTo(last) => {
+                for revision in start_revision..=last {
+                    let _ = sender.send(Ok(WatchResponse { watch_id, ..events(last, &[revision]) })).await;
+                }
+            }
+            Act::Fail(status) => {
+                let _ = sender.send(Err(status)).await;
+            }
+            Act::Hold => sender.closed().await,
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Kv for State {
     type RangeStreamStream = Answers<pb::RangeStreamResponse>;
 
-    async fn range(&self, _: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        self.check(&request)?;
         self.gets.fetch_add(1, Ordering::SeqCst);
         self.answer().await
     }
 
-    async fn put(&self, _: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        self.check(&request)?;
         self.puts.fetch_add(1, Ordering::SeqCst);
         self.answer().await
     }
@@ -213,14 +294,15 @@ impl Lease for State {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let id = request.into_inner().message().await?.unwrap().id;
-        let left = self.renewals.load(Ordering::SeqCst);
-        if left == 0 {
-            return Ok(Response::new(Box::pin(tokio_stream::pending())));
-        }
-        self.renewals.store(left - 1, Ordering::SeqCst);
-        let answer = pb::LeaseKeepAliveResponse { id, ttl: 1, header: None };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer)))))
+        self.lease_streams.fetch_add(1, Ordering::SeqCst);
+        let left = self.renewals.clone();
+        let answers = request.into_inner().filter_map(move |request| {
+            let id = request.ok()?.id;
+            let take_one = |left: usize| left.checked_sub(1);
+            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one).ok()?;
+            Some(Ok(pb::LeaseKeepAliveResponse { id, ttl: 1, header: None }))
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn lease_grant(&self, _: Request<pb::LeaseGrantRequest>) -> Result<Response<pb::LeaseGrantResponse>, Status> {
@@ -246,5 +328,53 @@ impl Lease for State {
         _: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
+    }
+}
+
+/// RPCs that no test calls.
+macro_rules! not_here {
+    ($($name:ident($request:ident) -> $response:ident;)*) => {$(
+        fn $name<'a, 'async_trait>(
+            &'a self,
+            _: Request<pb::$request>,
+        ) -> Pin<Box<dyn Future<Output = Result<Response<pb::$response>, Status>> + Send + 'async_trait>>
+        where
+            'a: 'async_trait,
+            Self: 'async_trait,
+        {
+            Box::pin(async { Err(Status::unimplemented("not in this test")) })
+        }
+    )*};
+}
+
+#[tonic::async_trait]
+impl Auth for State {
+    async fn authenticate(
+        &self,
+        _: Request<pb::AuthenticateRequest>,
+    ) -> Result<Response<pb::AuthenticateResponse>, Status> {
+        let token = format!("token.{}", self.tokens.fetch_add(1, Ordering::SeqCst) + 1);
+        // Long enough for others to ask, too, if they did.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        Ok(Response::new(pb::AuthenticateResponse { token, header: None }))
+    }
+
+    not_here! {
+        auth_enable(AuthEnableRequest) -> AuthEnableResponse;
+        auth_disable(AuthDisableRequest) -> AuthDisableResponse;
+        auth_status(AuthStatusRequest) -> AuthStatusResponse;
+        user_add(AuthUserAddRequest) -> AuthUserAddResponse;
+        user_get(AuthUserGetRequest) -> AuthUserGetResponse;
+        user_list(AuthUserListRequest) -> AuthUserListResponse;
+        user_delete(AuthUserDeleteRequest) -> AuthUserDeleteResponse;
+        user_change_password(AuthUserChangePasswordRequest) -> AuthUserChangePasswordResponse;
+        user_grant_role(AuthUserGrantRoleRequest) -> AuthUserGrantRoleResponse;
+        user_revoke_role(AuthUserRevokeRoleRequest) -> AuthUserRevokeRoleResponse;
+        role_add(AuthRoleAddRequest) -> AuthRoleAddResponse;
+        role_get(AuthRoleGetRequest) -> AuthRoleGetResponse;
+        role_list(AuthRoleListRequest) -> AuthRoleListResponse;
+        role_delete(AuthRoleDeleteRequest) -> AuthRoleDeleteResponse;
+        role_grant_permission(AuthRoleGrantPermissionRequest) -> AuthRoleGrantPermissionResponse;
+        role_revoke_permission(AuthRoleRevokePermissionRequest) -> AuthRoleRevokePermissionResponse;
     }
 }

@@ -4,7 +4,9 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use client::{Client, Error, EtcdError, Get, Options, Put, Watch, mvccpb::Event, pb::WatchResponse};
+use client::{
+    Balance, Client, Credentials, Error, EtcdError, Get, LeaseId, Options, Put, Watch, mvccpb::Event, pb::WatchResponse,
+};
 use tonic::{Code, Status};
 
 use crate::fake::{Act, Fake, canceled, created, events};
@@ -167,4 +169,162 @@ async fn a_lease_nobody_renews_is_reported_as_gone() {
     assert_eq!(keeper.next().await.unwrap_err(), Error::LeaseGone(client::LeaseId(7)));
     assert!(begin.elapsed() < Duration::from_secs(2));
     keeper.gone().await;
+}
+
+fn with_password(endpoints: &[&str]) -> Client {
+    let credentials = Some(Credentials::Password { user: "ann".to_string(), password: "word".to_string() });
+    Client::with_options(endpoints.iter().copied(), Options { credentials, ..Options::default() }).unwrap()
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_once_for_all_requests_it_is_refused_to() {
+    let server = Fake::start([]).await;
+    server.turn_auth_on();
+    let client = with_password(&[server.url()]);
+    let all_at_once = async || {
+        let puts = (0..20).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.put(Put::new("k", "v")).await })
+        });
+        for put in puts.collect::<Vec<_>>() {
+            put.await.unwrap().unwrap();
+        }
+    };
+    all_at_once().await;
+    assert_eq!(server.tokens(), 1);
+    server.forget_tokens();
+    all_at_once().await;
+    assert_eq!(server.tokens(), 1002, "one more than was forgotten");
+    assert_eq!(server.puts(), 40, "each was carried out once");
+}
+
+#[tokio::test]
+async fn a_token_that_is_never_good_does_not_keep_a_request_for_ever() {
+    let server = Fake::start([]).await;
+    server.answer_with(EtcdError::InvalidAuthToken.into());
+    let error = with_password(&[server.url()]).get(Get::key("k")).await.unwrap_err();
+    assert_eq!(error, Error::Etcd(EtcdError::InvalidAuthToken));
+    assert_eq!(server.tokens(), server.gets());
+}
+
+#[tokio::test]
+async fn requests_go_round_the_endpoints_that_work() {
+    let (first, second, third) = (Fake::start([]).await, Fake::start([]).await, Fake::start([]).await);
+    let options = Options { balance: Balance::RoundRobin, ..Options::default() };
+    let client = Client::with_options([first.url(), second.url(), third.url()], options).unwrap();
+    for _ in 0..6 {
+        client.get(Get::key("k")).await.unwrap();
+    }
+    assert_eq!([first.gets(), second.gets(), third.gets()], [2, 2, 2]);
+    second.answer_with(Status::unavailable("going down"));
+    for _ in 0..6 {
+        client.get(Get::key("k")).await.unwrap();
+    }
+    assert_eq!(second.gets(), 3, "it is passed over after the first failure");
+    let health: Vec<bool> = client.endpoint_health().iter().map(|endpoint| endpoint.is_healthy).collect();
+    assert_eq!(health, [true, false, true]);
+}
+
+#[tokio::test]
+async fn watchers_share_a_stream_and_leave_it() {
+    let script = || vec![Act::Send(created(4)), Act::Send(events(5, &[5])), Act::Hold];
+    let server = Fake::start([script(), script(), script()]).await;
+    let client = client(&[server.url()]);
+    let mut watchers = Vec::new();
+    for key in ["a", "b", "c"] {
+        watchers.push(client.watch(Watch::key(key)).await.unwrap());
+    }
+    for watcher in &mut watchers {
+        assert_eq!(revisions(&watcher.next().await.unwrap().events), [5]);
+    }
+    assert_eq!(server.watch_streams(), 1);
+    watchers.truncate(1);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while server.canceled() < 2 {
+        assert!(Instant::now() < deadline, "the server is not told");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The answer is for all of the stream, and moves nobody: an older server sends it too early.
+    watchers[0].request_progress();
+    assert!(watchers[0].next().await.unwrap().events.is_empty());
+    assert_eq!(watchers[0].next_revision(), 6);
+}
+
+#[tokio::test]
+async fn a_slow_watcher_holds_up_no_other_and_misses_nothing() {
+    const COUNT: i64 = 200;
+    // Whoever was too slow comes back as often as it takes.
+    let script = |_| vec![Act::Send(created(1)), Act::SendUpTo(COUNT), Act::Hold];
+    let server = Fake::start((0..50).map(script)).await;
+    let client = client(&[server.url()]);
+    let mut slow = client.watch(Watch::key("a").from_revision(2)).await.unwrap();
+    let mut quick = client.watch(Watch::key("b").from_revision(2)).await.unwrap();
+    for watcher in [&mut quick, &mut slow] {
+        let mut seen = Vec::new();
+        while seen.last() != Some(&COUNT) {
+            let response = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("it goes on");
+            seen.extend(revisions(&response.unwrap().events));
+        }
+        assert_eq!(seen, (2..=COUNT).collect::<Vec<_>>());
+    }
+    assert!(server.canceled() > 0, "it was taken off the stream");
+}
+
+#[tokio::test]
+async fn parts_of_a_revision_come_together() {
+    let part = |mod_revisions: &[i64]| WatchResponse { fragment: true, ..events(9, mod_revisions) };
+    let server = Fake::start([
+        vec![Act::Send(created(4)), Act::Send(part(&[5, 5])), Act::Fail(Status::unavailable("down"))],
+        vec![Act::Send(created(4)), Act::Send(part(&[5, 5])), Act::Send(events(9, &[5, 6])), Act::Hold],
+    ])
+    .await;
+    let mut watcher = client(&[server.url()]).watch(Watch::key("k").fragment()).await.unwrap();
+    assert_eq!(revisions(&watcher.next().await.unwrap().events), [5, 5, 5, 6]);
+    assert_eq!(server.watches_from(), [0, 5], "what has come in parts begins anew on another stream");
+}
+
+#[tokio::test]
+async fn leases_are_renewed_on_one_stream() {
+    let server = Fake::start([]).await;
+    server.renew_leases(1000);
+    let client = client(&[server.url()]);
+    let mut keepers: Vec<_> = (1..=10).map(|id| client.keep_alive(LeaseId(id))).collect();
+    for _ in 0..3 {
+        for keeper in &mut keepers {
+            keeper.next().await.unwrap();
+        }
+    }
+    assert_eq!(server.lease_streams(), 1);
+}
+
+#[tokio::test]
+async fn a_session_is_over_no_later_than_its_lease() {
+    let server = Fake::start([]).await;
+    server.renew_leases(1);
+    let session = client(&[server.url()]).session_of(LeaseId(7));
+    let begin = Instant::now();
+    session.over().await;
+    assert!(session.is_over() && begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+    // What waits for the session's turn does not wait for ever.
+    let error = session.lock("name").await.map(|_| ()).unwrap_err();
+    assert_eq!(error, Error::LeaseGone(LeaseId(7)));
+}
+
+#[tokio::test]
+async fn what_waits_can_wait_in_a_task_of_its_own() {
+    fn is_send<F: Future + Send>(future: F) {
+        drop(future);
+    }
+    let server = Fake::start([]).await;
+    let client = client(&[server.url()]);
+    is_send(client.get(Get::key("k")));
+    is_send(client.watch(Watch::key("k")));
+    is_send(client.observe("name"));
+    is_send(client.stm(client::Isolation::default(), |tx| async move { tx.get("k").await }));
+    let session = client.session_of(LeaseId(7));
+    is_send(session.lock("name"));
+    is_send(session.campaign("name", "value"));
+    let mirror = client::mirror::Mirror::new(client.clone(), client.clone(), Default::default());
+    is_send(mirror.run());
+    is_send(mirror.cut_over(Duration::ZERO));
 }
