@@ -145,6 +145,22 @@ async fn a_lock_goes_to_the_next_when_its_lease_ends() {
 }
 
 #[tokio::test]
+async fn a_candidate_whose_lease_has_ended_does_not_lead() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut served = serve(dir.path()).await;
+    let (first, second) = (served.grant().await, served.grant().await);
+    served.election.campaign(campaign_of("vote", first, "a")).await.unwrap();
+    let mut events = served.events("vote/").await;
+    let mut election = served.election.clone();
+    let waiting = tokio::spawn(async move { election.campaign(campaign_of("vote", second, "b")).await });
+    assert_eq!(events.next().await, (EventType::Put, format!("vote/{second:x}")));
+    served.lease.lease_revoke(LeaseRevokeRequest { id: second }).await.unwrap();
+    assert_eq!(events.next().await, (EventType::Delete, format!("vote/{second:x}")));
+    served.lease.lease_revoke(LeaseRevokeRequest { id: first }).await.unwrap();
+    assert_eq!(refused(waiting.await.unwrap()), unknown("election: session is expired"));
+}
+
+#[tokio::test]
 async fn a_waiter_that_goes_away_leaves_the_queue() {
     let dir = tempfile::tempdir().unwrap();
     let mut served = serve(dir.path()).await;

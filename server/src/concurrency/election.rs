@@ -6,7 +6,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::Stream;
 use proto::{
-    etcdserverpb::{ResponseHeader, TxnRequest, TxnResponse, response_op::Response as OpResponse},
+    etcdserverpb::{TxnRequest, TxnResponse, response_op::Response as OpResponse},
     v3electionpb::{
         CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
         ResignRequest, ResignResponse, election_server::Election,
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::{
     caller::{Caller, Local},
     observe,
-    place::{self, Place},
+    place::{self, Header, Place},
     queue,
 };
 
@@ -51,7 +51,8 @@ impl Election for ElectionService {
         // A wait that fails leaves the candidate in the queue; only a client that goes away leaves it.
         let waited = place.wait_for_turn(&prefix).await;
         place.keep();
-        waited?;
+        // etcd does not look, and calls a candidate the leader whose session has ended.
+        waited?.ok_or_else(|| Status::unknown("election: session is expired"))?;
         let leader = Some(LeaderKey { name, key: key.into(), rev, lease });
         Ok(Response::new(CampaignResponse { header, leader }))
     }
@@ -91,8 +92,6 @@ impl Election for ElectionService {
 fn missing_leader() -> Status {
     Status::unknown(r#""leader" field must be provided"#)
 }
-
-type Header = Option<ResponseHeader>;
 
 struct Entered {
     place: Place,

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     caller::{Caller, Local},
-    place::{self, Place},
+    place::{self, Header, Place},
     queue,
 };
 
@@ -33,7 +33,7 @@ impl Lock for LockService {
         let key = queue::key(&prefix, lease);
         let queued = place::to_the_end(enqueue(caller.clone(), prefix.clone(), key.clone(), lease)).await?;
         let Queued { mut place, header, is_first } = queued;
-        let header = if is_first { header } else { wait(&caller, &mut place, &prefix).await? };
+        let header = if is_first { header } else { wait(&mut place, &prefix).await? };
         place.keep();
         Ok(Response::new(LockResponse { header, key: key.into() }))
     }
@@ -44,8 +44,6 @@ impl Lock for LockService {
         Ok(Response::new(UnlockResponse { header }))
     }
 }
-
-type Header = Option<proto::etcdserverpb::ResponseHeader>;
 
 struct Queued {
     place: Place,
@@ -76,12 +74,7 @@ async fn enqueue(caller: Caller, prefix: Vec<u8>, key: Vec<u8>, lease: i64) -> R
 }
 
 /// Waits for the lock. An error gives the place up.
-async fn wait(caller: &Caller, place: &mut Place, prefix: &[u8]) -> Result<Header, Status> {
-    place.wait_for_turn(prefix).await?;
-    let own = caller.range(queue::single(place.key())).await?;
-    if own.kvs.is_empty() {
-        // The lease has ended meanwhile, and the key with it.
-        return Err(Status::unknown("mutex: session is expired"));
-    }
-    Ok(own.header)
+async fn wait(place: &mut Place, prefix: &[u8]) -> Result<Header, Status> {
+    let turn = place.wait_for_turn(prefix).await?;
+    turn.ok_or_else(|| Status::unknown("mutex: session is expired"))
 }

@@ -3,12 +3,17 @@
 //! A client that goes away drops the call, wherever it stands. So what puts the key there runs as a task of its own, to
 //! its end, and hands over a place; and a place that is dropped before it is kept is withdrawn.
 
-use proto::{EtcdError, etcdserverpb::TxnRequest};
+use proto::{
+    EtcdError,
+    etcdserverpb::{ResponseHeader, TxnRequest},
+};
 use storage::host;
 use tokio::runtime::Handle;
 use tonic::Status;
 
 use super::{caller::Caller, queue};
+
+pub(super) type Header = Option<ResponseHeader>;
 
 pub(super) struct Place {
     caller: Caller,
@@ -23,14 +28,14 @@ impl Place {
         Place { caller, key, create_revision, is_kept }
     }
 
-    /// Waits until no key is before this one. From now on the place is withdrawn when it is dropped.
-    pub async fn wait_for_turn(&mut self, prefix: &[u8]) -> Result<(), Status> {
+    /// Waits until no key is before this one, and sees whether it is still there itself: its lease may have ended
+    /// meanwhile. The header of that, if it is. From now on the place is withdrawn when it is dropped.
+    pub async fn wait_for_turn(&mut self, prefix: &[u8]) -> Result<Option<Header>, Status> {
         self.is_kept = false;
-        queue::wait_for_turn(&self.caller, prefix, self.create_revision - 1).await
-    }
-
-    pub fn key(&self) -> &[u8] {
-        &self.key
+        queue::wait_for_turn(&self.caller, prefix, self.create_revision - 1).await?;
+        let own = self.caller.range(queue::single(&self.key)).await?;
+        let is_there = own.kvs.first().is_some_and(|kv| kv.create_revision == self.create_revision);
+        Ok(is_there.then_some(own.header))
     }
 
     pub fn create_revision(&self) -> i64 {
