@@ -11,6 +11,7 @@ pub mod history;
 pub mod lease;
 pub mod linearizability;
 pub mod lock;
+pub mod rights;
 pub mod serializable;
 pub mod set;
 pub mod store;

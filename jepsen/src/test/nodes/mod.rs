@@ -19,6 +19,7 @@ pub mod machine;
 mod namespace;
 mod needs;
 pub mod sandbox;
+mod status;
 pub mod switch;
 mod system;
 
@@ -30,7 +31,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::{join_all, try_join_all};
-use proto::etcdserverpb::{Member, StatusRequest, StatusResponse, maintenance_client::MaintenanceClient};
+use proto::etcdserverpb::{Member, StatusResponse};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::watch,
@@ -184,9 +185,7 @@ impl Nodes {
         if !node.is_running() {
             return None;
         }
-        let mut client = MaintenanceClient::new(node.channel());
-        let answer = timeout(STATUS_LIMIT, client.status(StatusRequest {})).await;
-        Some(answer.ok()?.ok()?.into_inner())
+        timeout(STATUS_LIMIT, status::ask(node.channel())).await.ok()?.ok()
     }
 
     /// The node that leads the latest term, of those that answer. Waits for one.
@@ -194,7 +193,7 @@ impl Nodes {
         let wait = async {
             loop {
                 let statuses = join_all((0..self.len()).map(|node| self.status(node))).await;
-                if let Some(leader) = leading(&statuses) {
+                if let Some(leader) = status::leading(&statuses) {
                     return leader;
                 }
                 sleep(LEADER_PAUSE).await;
@@ -505,37 +504,4 @@ async fn terminate(node: &mut Node) -> Result<()> {
     let ordered = status.success() || status.signal() == Some(libc::SIGTERM);
     ensure!(ordered, "{} was asked to stop and ended with {status}\n{}", node.name(), node.log_tail());
     Ok(())
-}
-
-fn leading(statuses: &[Option<StatusResponse>]) -> Option<usize> {
-    let leads = |status: &StatusResponse| {
-        status.leader != 0 && status.header.as_ref().is_some_and(|header| header.member_id == status.leader)
-    };
-    let terms = statuses.iter().enumerate().filter_map(|(node, status)| {
-        let status = status.as_ref().filter(|status| leads(status))?;
-        Some((status.raft_term, node))
-    });
-    terms.max().map(|(_, node)| node)
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::etcdserverpb::ResponseHeader;
-
-    use super::*;
-
-    fn status(member_id: u64, leader: u64, raft_term: u64) -> Option<StatusResponse> {
-        let header = Some(ResponseHeader { member_id, ..ResponseHeader::default() });
-        Some(StatusResponse { header, leader, raft_term, ..StatusResponse::default() })
-    }
-
-    #[test]
-    fn of_two_that_lead_the_later_term_counts() {
-        assert_eq!(leading(&[status(1, 1, 4), status(2, 2, 5), None]), Some(1));
-    }
-
-    #[test]
-    fn a_follower_does_not_lead() {
-        assert_eq!(leading(&[None, status(2, 1, 5), status(3, 0, 6)]), None);
-    }
 }

@@ -24,14 +24,10 @@ pub const APPEND: Workload = Workload {
     about: "transactions that append to lists and read them are strictly serializable",
     processes: 8,
     rate: 20.0,
-    shares: true,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

@@ -4,14 +4,18 @@
 //! `bob` write and read all the while. From the moment that a change is acknowledged nobody may act by the older rights.
 
 use anyhow::Result;
-use jepsen::check::history::{AuthChange, Keys, Permission, Put, Range, Request};
+use jepsen::check::{
+    history::{AuthChange, Keys, Permission, Put, Range, Request},
+    rights,
+};
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
 use crate::test::client::{Choice, Client, Context};
 
 const PREFIX: &str = "auth/";
-const ROOT: &str = "root";
+/// The administrator, whose password is the same, as every user's here.
+pub const ROOT: &str = "root";
 const USERS: [&str; 2] = ["alice", "bob"];
 const ROLE: &str = "worker";
 
@@ -24,12 +28,11 @@ pub const AUTH: Workload = Workload {
     shares: false,
     flags: &["--bcrypt-cost=4"],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
     // The witness has no token.
     is_witnessed: false,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> Result<()> {
@@ -111,6 +114,6 @@ fn finish(context: Context) -> Body {
     super::ask_each_member(context, vec![all])
 }
 
-fn check(_case: &Case) -> Vec<Finding> {
-    Vec::new()
+fn check(case: &Case) -> Vec<Finding> {
+    vec![Finding::of("nobody acts without the right", rights::check(case.history), case.history)]
 }

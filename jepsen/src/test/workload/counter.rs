@@ -16,14 +16,10 @@ pub const COUNTER: Workload = Workload {
     about: "a key's version counts each put once",
     processes: 8,
     rate: 30.0,
-    shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

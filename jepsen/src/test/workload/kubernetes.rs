@@ -32,14 +32,12 @@ pub const KUBERNETES: Workload = Workload {
     about: "objects are changed by revision only, and caches by list and watch agree with the store",
     processes: 5,
     rate: 20.0,
-    shares: true,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: CACHES,
     observe: |context, index| Box::pin(cache(context, index)),
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

@@ -22,13 +22,10 @@ pub const KV: Workload = Workload {
     rate: 20.0,
     // The model knows each revision, so nobody else may write.
     shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 struct Process {

@@ -27,14 +27,12 @@ pub const LEASE: Workload = Workload {
     about: "leases expire not early, and then with all their keys at one revision",
     processes: 8,
     rate: 10.0,
-    shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: 1,
     observe: |context, _| Box::pin(watch(context)),
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

@@ -27,14 +27,10 @@ pub const LOCKS: Workload = Workload {
     about: "effects guarded by a lock or a leadership exclude each other",
     processes: 6,
     rate: 20.0,
-    shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

@@ -41,6 +41,7 @@ use jepsen::check::{
     store::Store,
 };
 
+pub use auth::ROOT;
 pub use finding::Finding;
 
 pub type Body = BoxFuture<'static, Result<()>>;
@@ -78,6 +79,24 @@ pub struct Workload {
     pub check: fn(&Case) -> Vec<Finding>,
 }
 
+impl Workload {
+    /// What most have in common: nothing that observes or flags, and they may run beside others.
+    const PLAIN: Workload = Workload {
+        name: "",
+        about: "",
+        processes: 1,
+        rate: 1.0,
+        shares: true,
+        flags: &[],
+        process: |_, _| Box::pin(async { Ok(()) }),
+        observers: 0,
+        observe: |_, _| Box::pin(async { Ok(()) }),
+        is_witnessed: true,
+        finish: |_| Box::pin(async { Ok(()) }),
+        check: |_| Vec::new(),
+    };
+}
+
 pub const ALL: &[Workload] = &[
     register::REGISTER,
     register::CAS,
@@ -111,11 +130,6 @@ fn ask_each_member(context: Context, requests: Vec<Request>) -> Body {
         }
         Ok(())
     })
-}
-
-/// For workloads without observers.
-fn no_observer(_: Context, _: u64) -> Body {
-    Box::pin(async { Ok(()) })
 }
 
 /// Compacts now and then, and leaves so many revisions that nobody has to be told of; never what the witness has not

@@ -23,14 +23,10 @@ pub const REGISTER: Workload = Workload {
     about: "writes and reads of single keys are linearizable",
     processes: 10,
     rate: 40.0,
-    shares: true,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index, false)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 pub const CAS: Workload = Workload {

@@ -25,14 +25,10 @@ pub const RW_REGISTER: Workload = Workload {
     about: "transactions that write registers and read them are strictly serializable",
     processes: 8,
     rate: 25.0,
-    shares: true,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

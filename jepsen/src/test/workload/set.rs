@@ -17,14 +17,10 @@ pub const SET: Workload = Workload {
     about: "what was added is read from then on, and once",
     processes: 6,
     rate: 10.0,
-    shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use jepsen::check::{
 };
 use rand::Rng as _;
 
-use super::{Body, Case, Finding, Workload};
+use super::{Case, Finding, Workload};
 use crate::test::client::{Choice, Client, Context};
 
 const PREFIX: &str = "stale/";
@@ -38,14 +38,9 @@ pub const STALE: Workload = Workload {
     about: "serializable reads show states that existed, and a member never goes back",
     processes: 9,
     rate: 30.0,
-    shares: false,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
-    observers: 0,
-    observe: super::no_observer,
-    is_witnessed: true,
-    finish,
     check,
+    ..Workload::PLAIN
 };
 
 /// A third of the processes write, the others read, each always from the same member.
@@ -73,10 +68,6 @@ async fn read(mut client: Client) -> anyhow::Result<()> {
         client.call(Request::Range(Range { keys: Keys::prefix(PREFIX), serializable, ..Range::default() })).await;
     }
     Ok(())
-}
-
-fn finish(_: Context) -> Body {
-    Box::pin(async { Ok(()) })
 }
 
 fn check(case: &Case) -> Vec<Finding> {

@@ -22,14 +22,12 @@ pub const WATCH: Workload = Workload {
     about: "watches are ordered, unique, atomic, reliable, resumable, bookmarkable, and tell what was before",
     processes: WRITERS,
     rate: 30.0,
-    shares: true,
-    flags: &[],
     process: |context, index| Box::pin(run(context, index)),
     observers: WATCHERS,
     observe: |context, kind| Box::pin(watch(context, kind)),
-    is_witnessed: true,
     finish,
     check,
+    ..Workload::PLAIN
 };
 
 async fn run(context: Context, index: u64) -> anyhow::Result<()> {
