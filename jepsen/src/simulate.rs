@@ -160,6 +160,8 @@ const REQUIRED: &[&str] = &[
     "learners promoted",
     "leadership handed over",
     "compactions",
+    "reads of the past",
+    "watches of the past",
     "watches compacted",
     "hashes compared",
 ];

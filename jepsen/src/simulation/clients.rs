@@ -1,6 +1,8 @@
 //! Clients: processes that ask for one thing after another, and watchers of all keys. What they are told goes to the
 //! oracle.
 
+mod past;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -94,16 +96,18 @@ impl Client {
             let pause = self.load.pause.mul_f64(self.rng.random_range(0.0..2.0));
             sleep(pause).await;
             match self.rng.random_range(0..100) {
-                0..30 => self.put(0).await,
-                30..36 => self.put_with_lease().await,
-                36..46 => self.get(false, false).await,
-                46..54 => self.get(false, true).await,
-                54..62 => self.get(true, false).await,
-                62..80 => self.compare_and_put().await,
-                80..86 => self.put_several().await,
-                86..94 => self.delete().await,
-                94..97 => self.renew().await,
-                97..98 => self.revoke().await,
+                0..25 => self.put(0).await,
+                25..31 => self.put_with_lease().await,
+                31..39 => self.get(false, false).await,
+                39..45 => self.get(false, true).await,
+                45..51 => self.get(true, false).await,
+                51..67 => self.compare_and_put().await,
+                67..74 => self.put_several().await,
+                74..83 => self.delete().await,
+                83..88 => self.read_past().await,
+                88..93 => self.watch_past().await,
+                93..96 => self.renew().await,
+                96..97 => self.revoke().await,
                 _ => self.compact().await,
             }
         }
@@ -369,8 +373,10 @@ impl Client {
         let revision = self.world.oracle().frontier() - self.rng.random_range(0..50);
         let what = self.name(&format!("compact at {revision}"), member);
         let request = CompactionRequest { revision, physical: self.rng.random_bool(0.2) };
+        self.world.oracle().asked_to_compact(revision);
         if let Told::Answer(_) = self.told(KvClient::new(channel).compact(request), &what).await {
             self.world.trace(format_args!("{what}: done"));
+            self.world.oracle().compacted_at(revision);
             self.world.mark("compactions");
         }
     }

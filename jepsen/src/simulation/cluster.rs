@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::{
     clients::{self, Endpoints},
+    disk::SimDisk,
     member::{End, Place, Settings, SimMember, places, url_of},
     network::Network,
     world::World,
@@ -34,6 +35,8 @@ pub struct Cluster {
     pub world: Arc<World>,
     pub network: Arc<Network>,
     pub members: BTreeMap<u64, SimMember>,
+    /// Of all members that there ever were.
+    pub disks: Vec<Arc<SimDisk>>,
     /// Those whose disk is not to be trusted any more, until they are replaced.
     pub damaged: BTreeSet<u64>,
     /// Those that never start again.
@@ -72,6 +75,7 @@ impl Cluster {
             world: world.clone(),
             network: network.clone(),
             members: BTreeMap::new(),
+            disks: Vec::new(),
             damaged: BTreeSet::new(),
             gone: BTreeSet::new(),
             may_stop: BTreeSet::new(),
@@ -94,6 +98,7 @@ impl Cluster {
         let mut member = SimMember::new(number, place, folder, &self.settings, network, rng.random())?;
         member.disk.set_sync_time(Duration::from_micros(500)..=Duration::from_millis(5));
         member.start();
+        self.disks.push(member.disk.clone());
         self.members.insert(number, member);
         self.endpoints.lock().push(number);
         let watcher = tokio::spawn(clients::watch(self.world.clone(), self.network.clone(), number));

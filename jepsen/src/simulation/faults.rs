@@ -168,8 +168,8 @@ impl Nemesis {
             52..60 => self.degrade(cluster),
             60..64 => self.reset(cluster),
             64..70 if self.plan.with_clocks => self.clocks(cluster),
-            70..82 if self.plan.with_disks => self.disk(cluster).await,
-            82..86 if self.plan.with_disks && !self.is_beyond => self.damage(cluster).await,
+            70..79 if self.plan.with_disks => self.disk(cluster).await,
+            79..86 if self.plan.with_disks && !self.is_beyond => self.damage(cluster).await,
             86..92 if self.plan.with_members && !self.is_beyond => self.change_members(cluster).await,
             92..97 => {
                 cluster.move_leader(&mut self.rng).await;

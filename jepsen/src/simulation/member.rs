@@ -35,7 +35,7 @@ use super::{
 };
 
 /// Small, so that the log is cut often.
-const SEGMENT_BYTES: u64 = 64 << 10;
+const SEGMENT_BYTES: u64 = 16 << 10;
 const WAL: &str = "/wal";
 /// What members call of each other; the rest is for clients.
 const PEER_PATHS: &str = "/peer.Peer/";

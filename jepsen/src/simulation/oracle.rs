@@ -8,6 +8,8 @@
 //! - A read shows the state at the revision that it names.
 //! - What began after something else had been answered has no smaller revision (real-time order); a write has a larger
 //!   one. Serializable reads are free of this.
+//! - A watch from the past tells each change that it is to tell, once and in order.
+//! - Nothing below a compaction is read any more, and nothing above it is refused as compacted.
 //! - A key goes away only when somebody deletes it, or revokes its lease, or lets that expire: not before its time.
 
 use std::{
@@ -48,6 +50,12 @@ impl Version {
             lease: kv.lease,
         }
     }
+}
+
+fn change_of(event: &mvccpb::Event) -> Change {
+    let kv = event.kv.clone().unwrap_or_default();
+    let is_put = event.r#type() == EventType::Put;
+    Change { key: kv.key.clone(), kv: is_put.then(|| Version::of(&kv)) }
 }
 
 /// What a client was answered that is to be compared with a state.
@@ -94,6 +102,9 @@ pub struct Oracle {
     /// Deletes that were asked for and have not been found: how many, by key.
     deletes: BTreeMap<Bytes, i64>,
     leases: BTreeMap<i64, Lease>,
+    /// The highest revision that anybody asked to compact at, and the highest that was compacted at for certain.
+    compaction_asked: i64,
+    compacted: i64,
     /// Clocks went wrong: leases may expire at any time.
     pub clocks_lie: bool,
     /// Nobody is there who could answer, but for serializable reads.
@@ -101,6 +112,24 @@ pub struct Oracle {
     /// The highest revision that anybody was told.
     told: i64,
     pub checked: u64,
+}
+
+/// What a watch is to tell.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The revision it begins with.
+    pub from: i64,
+    /// None: all keys.
+    pub key: Option<Bytes>,
+    pub puts: bool,
+    pub deletes: bool,
+}
+
+impl Wanted {
+    fn has(&self, change: &Change) -> bool {
+        let is_its_kind = if change.kv.is_some() { self.puts } else { self.deletes };
+        is_its_kind && self.key.as_ref().is_none_or(|key| *key == change.key)
+    }
 }
 
 type Checked = Result<(), String>;
@@ -169,16 +198,57 @@ impl Oracle {
         }
     }
 
+    pub fn asked_to_compact(&mut self, revision: i64) {
+        self.compaction_asked = self.compaction_asked.max(revision);
+    }
+
+    pub fn compacted_at(&mut self, revision: i64) {
+        self.compacted = self.compacted.max(revision);
+    }
+
+    /// Nothing below this is to be read any more by who begins now.
+    pub fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// A revision was called compacted.
+    pub fn refused_as_compacted(&self, revision: i64, what: &str) -> Checked {
+        if revision >= self.compaction_asked {
+            let asked = self.compaction_asked;
+            return Err(format!("{what}: refused as compacted, but nobody asked for more than {asked}"));
+        }
+        Ok(())
+    }
+
+    /// What a watch that began in the past was told until somebody stopped it.
+    pub fn told_past(&mut self, wanted: &Wanted, told: &[mvccpb::Event], what: &str) -> Checked {
+        let revision = |event: &mvccpb::Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+        // What nobody else has seen yet will be compared when somebody has.
+        let last = told.last().map_or(0, revision).min(self.frontier);
+        if wanted.from > last || self.events.first_key_value().is_none_or(|(first, _)| *first > wanted.from) {
+            return Ok(());
+        }
+        self.checked += 1;
+        let known = self.events.range(wanted.from..=last);
+        let mut expected = known.flat_map(|(at, changes)| changes.iter().map(move |change| (*at, change)));
+        let mut told = told.iter().filter(|event| revision(event) <= last);
+        loop {
+            let next = expected.find(|(_, change)| wanted.has(change));
+            let (at, change, event) = match (next, told.next()) {
+                (None, None) => return Ok(()),
+                (Some((at, change)), Some(event)) => (at, change, event),
+                (missed, event) => return Err(format!("{what}: expected {missed:?}, was told {event:?}")),
+            };
+            if revision(event) != at || change_of(event) != *change {
+                return Err(format!("{what}: expected {change:?} at {at}, was told {event:?}"));
+            }
+            self.check_previous(at, change, event)?;
+        }
+    }
+
     /// What a watcher saw at one revision: all of it.
     pub fn observe(&mut self, revision: i64, events: &[mvccpb::Event], now: Duration) -> Checked {
-        let changes: Vec<Change> = events
-            .iter()
-            .map(|event| {
-                let kv = event.kv.clone().unwrap_or_default();
-                let is_put = event.r#type() == EventType::Put;
-                Change { key: kv.key.clone(), kv: is_put.then(|| Version::of(&kv)) }
-            })
-            .collect();
+        let changes: Vec<Change> = events.iter().map(change_of).collect();
         if revision <= self.frontier {
             return match self.events.get(&revision) {
                 Some(known) if *known != changes => {

@@ -203,8 +203,8 @@ fn all_markers(world: &World, network: &Network, cluster: &Cluster) -> BTreeMap<
     ] {
         markers.insert(name.into(), times);
     }
-    for member in cluster.members.values() {
-        let counts = member.disk.counts();
+    for disk in &cluster.disks {
+        let counts = disk.counts();
         for (name, times) in [
             ("syncs", counts.syncs),
             ("syncs cut off", counts.syncs_interrupted),
