@@ -161,7 +161,7 @@ fn start_backups(
     let Identity { member, cluster, name, .. } = dir.identity.clone();
     let owner = backup::Owner { cluster: cluster.0, member: member.0, name };
     let backups = Backups::start(settings, owner, &config.data_dir, store.clone(), tap, metrics.backup.clone());
-    Ok(Some(backups.with_context(|| format!("--backup-dir={}", settings.dir.display()))?))
+    Ok(Some(backups.context("making member/backup in the data directory")?))
 }
 
 fn node_config(config: &Config, dir: &DataDir, metrics: &Arc<Metrics>, machine: Machine) -> raft::Config {

@@ -13,7 +13,7 @@ use std::{
 
 use member::{Member, Places};
 use proto::{
-    etcdserverpb::{LeaseGrantRequest, lease_client::LeaseClient},
+    etcdserverpb::{LeaseGrantRequest, MemberAddRequest, cluster_client::ClusterClient, lease_client::LeaseClient},
     mvccpb::KeyValue,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IteratorRandom as _};
@@ -308,11 +308,16 @@ fn kind(path: &Path) -> String {
 async fn a_directory_that_is_away_for_a_time_leaves_no_gap() {
     let (dir, parent) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let (backups, away) = (parent.path().join("backups"), parent.path().join("away"));
+    // From the start on.
+    fs::write(&backups, "in the way").unwrap();
     let member = start(dir.path(), &flags(&backups, "1h"));
+    count_up(&member, 0, || metric(&member, "pintle_backup_archive_failures_total") >= 1.0).await;
+    fs::remove_file(&backups).unwrap();
     count_up(&member, 0, || metric(&member, "pintle_backup_full_total") == 1.0).await;
     fs::rename(&backups, &away).unwrap();
     fs::write(&backups, "in the way").unwrap();
-    let failing = || metric(&member, "pintle_backup_archive_failures_total") >= 2.0;
+    let before = metric(&member, "pintle_backup_archive_failures_total");
+    let failing = || metric(&member, "pintle_backup_archive_failures_total") >= before + 2.0;
     let count = count_up(&member, 0, failing).await;
     assert!(count > 0);
     assert_eq!(metric(&member, "pintle_backup_archiving"), 0.0);
@@ -449,4 +454,53 @@ async fn a_full_disk_stops_the_archive_and_not_the_member() {
     assert_eq!(restore_to(&backups, Goal::Newest, None, to.path()).unwrap().revision, newest);
     assert_eq!(Catalog::read(&backups).unwrap().members[0].chains.len(), 1, "there is no gap");
     assert_eq!(member.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_sent_a_snapshot_begins_a_chain_behind_it() {
+    let (dir, backups, to) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let member = start(dir.path(), &flags(backups.path(), "1h"));
+    count_up(&member, 0, || metric(&member, "pintle_backup_full_total") == 1.0).await;
+    wait_archived(&member).await;
+    assert_eq!(member.stop(), Some(0));
+
+    // A restored cluster has no log of the entries before: whoever joins is sent the store.
+    let [client, peer, joining_client, joining_peer] = member::free_ports();
+    let (url, joining_url) = (format!("http://127.0.0.1:{peer}"), format!("http://127.0.0.1:{joining_peer}"));
+    let membership = Membership {
+        name: Some("r0".into()),
+        data_dir: Some(to.path().join("r0")),
+        initial_cluster: Some(format!("r0={url}")),
+        initial_advertise_peer_urls: Some(url.clone()),
+        ..Membership::default()
+    };
+    let request = Request { dir: backups.path().into(), goal: Goal::Newest, cluster: None, member: None, membership };
+    let restored = restore(&request, &Progress::hidden()).unwrap();
+    let first = Member::start_on(&to.path().join("r0"), client, peer, &["--name=r0"]);
+    let channel = channel(&[first.endpoint()]);
+    let add = MemberAddRequest { peer_ur_ls: vec![joining_url.clone()], is_learner: false };
+    ClusterClient::new(channel.clone()).member_add(add).await.unwrap();
+    let second_backups = TempDir::new().unwrap();
+    let mut arguments = flags(second_backups.path(), "1h");
+    let cluster = format!("--initial-cluster=r0={url},r1={joining_url}");
+    arguments.extend(["--name=r1".into(), "--initial-cluster-state=existing".into(), cluster]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let second = Member::start_on(&to.path().join("r1"), joining_client, joining_peer, &arguments);
+    let is_covered = |revision| {
+        let catalog = Catalog::read(second_backups.path());
+        catalog.is_ok_and(|catalog| catalog.choose(Goal::Revision(revision), None, None).is_ok())
+    };
+    wait_until("a full backup behind the snapshot", || is_covered(restored.revision)).await;
+    kv(&channel).put(put("after", "1", 0)).await.unwrap();
+    let (revision, keys) = read_all(&channel, 0).await.unwrap();
+    assert_eq!(revision, restored.revision + 1);
+    wait_until("the log behind it", || is_covered(revision)).await;
+    assert_eq!(second.stop(), Some(0));
+    drop(first);
+
+    assert_whole(second_backups.path());
+    let again = to.path().join("again");
+    let restored = restore_to(second_backups.path(), Goal::Newest, None, &again).unwrap();
+    assert_eq!(restored.revision, revision);
+    assert_eq!(restored_keys(&again, revision).await, keys);
 }

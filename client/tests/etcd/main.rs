@@ -1,6 +1,7 @@
 //! The client and pintlectl against real servers, etcd's and Pintle's.
 
 mod agree;
+mod backup;
 mod mirror;
 mod pintlectl;
 mod secure;

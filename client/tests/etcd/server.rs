@@ -127,13 +127,17 @@ impl Etcd {
         self.ports.iter().map(|(client, _)| format!("{}://127.0.0.1:{client}", self.scheme)).collect()
     }
 
+    pub fn peer_url(&self, index: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[index].1)
+    }
+
     pub fn client(&self) -> Client {
         Client::with_options(self.urls(), self.options.clone()).unwrap()
     }
 
     pub fn launch(&mut self, index: usize) {
-        let peer = |index: usize| format!("http://127.0.0.1:{}", self.ports[index].1);
-        let cluster: Vec<String> = (0..self.ports.len()).map(|i| format!("m{i}={}", peer(i))).collect();
+        let cluster: Vec<String> = (0..self.ports.len()).map(|i| format!("m{i}={}", self.peer_url(i))).collect();
+        let peer = self.peer_url(index);
         let url = &self.urls()[index];
         let log = std::fs::File::create(self.dir.path().join(format!("m{index}.log"))).unwrap();
         let child = Command::new(self.store.program())
@@ -141,7 +145,7 @@ impl Etcd {
             .arg("--data-dir")
             .arg(self.data_dir(index))
             .args(["--listen-client-urls", url, "--advertise-client-urls", url])
-            .args(["--listen-peer-urls", &peer(index), "--initial-advertise-peer-urls", &peer(index)])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error"])
             .args(&self.extra)
             .stdin(Stdio::null())

@@ -89,45 +89,54 @@ fn keep(state: Checkpoint, owner: &Owner, place: &Place<'_>, checkpoint: &Path) 
         // Nothing has been applied since then.
         return Ok(Taken { manifest, new_bytes: 0 });
     }
-    let shared = place.member_dir.join(SHARED);
-    fs::create_dir_all(&shared).at(&shared)?;
     let partial = partial_path(&dir);
     remove(&partial)?;
-    fs::create_dir(&partial).at(&partial)?;
+    let brought = bring(checkpoint, &partial, place).and_then(|(files, new_bytes)| {
+        let manifest = BaseManifest {
+            format: FORMAT,
+            chain: place.chain,
+            cluster: owner.cluster,
+            member: owner.member,
+            name: owner.name.clone(),
+            pintle_version: env!("CARGO_PKG_VERSION").into(),
+            applied_index: state.applied.index,
+            applied_term: state.applied.term,
+            revision: state.revision,
+            compacted_revision: state.compacted,
+            time,
+            files,
+        };
+        write_json(&partial.join(MANIFEST), &manifest)?;
+        fs::rename(&partial, &dir).at(&dir)?;
+        sync_dir(place.chain_dir)?;
+        Ok(Taken { manifest, new_bytes })
+    });
+    if brought.is_err() {
+        // The failure itself is what is told; an empty disk is better than a full one.
+        let _ = fs::remove_dir_all(&partial);
+    }
+    brought
+}
+
+/// Brings what is not there yet; returns all files in order of names, and the bytes of those that were not.
+fn bring(checkpoint: &Path, to: &Path, place: &Place<'_>) -> Result<(Vec<BackupFile>, u64), BackupError> {
+    let shared = place.member_dir.join(SHARED);
+    fs::create_dir_all(&shared).at(&shared)?;
+    fs::create_dir(to).at(to)?;
     let known = known_files(place.member_dir)?;
     let (mut files, mut new_bytes) = (Vec::new(), 0);
     for entry in fs::read_dir(checkpoint).at(checkpoint)? {
         let from = entry.at(checkpoint)?.path();
         let (file, is_new) = match from.extension().is_some_and(|extension| extension == "sst") {
             true => share(&from, place, &known)?,
-            false => {
-                let name = from.file_name().expect("an entry of a folder has a name");
-                (copy(&from, &partial.join(name), place.stop)?, true)
-            }
+            false => (copy(&from, &to.join(name_of(&from)?), place.stop)?, true),
         };
         new_bytes += if is_new { file.bytes } else { 0 };
         files.push(file);
     }
     sync_dir(&shared)?;
     files.sort_by(|a, b| a.name.cmp(&b.name));
-    let manifest = BaseManifest {
-        format: FORMAT,
-        chain: place.chain,
-        cluster: owner.cluster,
-        member: owner.member,
-        name: owner.name.clone(),
-        pintle_version: env!("CARGO_PKG_VERSION").into(),
-        applied_index: state.applied.index,
-        applied_term: state.applied.term,
-        revision: state.revision,
-        compacted_revision: state.compacted,
-        time,
-        files,
-    };
-    write_json(&partial.join(MANIFEST), &manifest)?;
-    fs::rename(&partial, &dir).at(&dir)?;
-    sync_dir(place.chain_dir)?;
-    Ok(Taken { manifest, new_bytes })
+    Ok((files, new_bytes))
 }
 
 /// What a file is on the member's disk: as long as that stays, so does what is in it.

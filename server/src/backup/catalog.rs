@@ -111,7 +111,11 @@ impl Catalog {
         for (cluster, cluster_dir) in by_id(dir)? {
             for (member, member_dir) in by_id(&cluster_dir)? {
                 let mut chains_read = Vec::new();
-                for (number, chain_dir) in chains(&member_dir)? {
+                let chain_dirs = chains(&member_dir)?;
+                if chain_dirs.is_empty() {
+                    continue;
+                }
+                for (number, chain_dir) in chain_dirs {
                     chains_read.extend(catalog.read_chain(number, &chain_dir));
                 }
                 catalog.members.push(Member { cluster, member, dir: member_dir, chains: chains_read });
@@ -165,7 +169,7 @@ impl Catalog {
                     covered.push(span.to_string());
                     let Some(base) = span.base_for(goal) else { continue };
                     let rank = match goal {
-                        Goal::Newest => (Time::default(), span.last.revision),
+                        Goal::Newest => (span.last.time, span.last.revision),
                         Goal::Revision(_) | Goal::Time(_) => (chain.manifest.began, span.last.revision),
                     };
                     if found.as_ref().is_none_or(|(_, best)| rank >= *best) {
@@ -181,7 +185,8 @@ impl Catalog {
                 Goal::Time(time) => format!("{time} is not covered"),
             };
             let covered = if covered.is_empty() { "nothing".into() } else { covered.join("; ") };
-            BackupError::Refused(format!("{}: {goal}; what is: {covered}", self.dir.display()))
+            let unread: String = self.problems.iter().map(|problem| format!("; not read: {problem}")).collect();
+            BackupError::Refused(format!("{}: {goal}; what is: {covered}{unread}", self.dir.display()))
         })
     }
 }
@@ -193,13 +198,17 @@ impl Chain {
         for base in &self.bases {
             if let Some(span) = spans.last_mut().filter(|span| base.manifest.applied_index <= span.last.index) {
                 span.bases.push(base);
+                if base.manifest.applied_index == span.last.index {
+                    // Nothing else had been applied by then.
+                    span.last.time = span.last.time.max(base.manifest.time);
+                }
                 continue;
             }
             let first = base.point();
             let last = self.segments.iter().fold(first, |end, segment| {
                 let SegmentManifest { first_index, last_index, last_revision, last_time, .. } = segment.manifest;
                 match first_index <= end.index + 1 && last_index > end.index {
-                    true => Point { index: last_index, revision: last_revision, time: last_time },
+                    true => Point { index: last_index, revision: last_revision, time: last_time.max(end.time) },
                     false => end,
                 }
             });

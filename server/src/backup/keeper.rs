@@ -89,7 +89,6 @@ impl Backups {
     ) -> io::Result<Backups> {
         let local = data_dir.join("member").join("backup");
         fs::create_dir_all(&local)?;
-        create(&settings.dir)?;
         let dir = settings.dir.join(format!("{:x}", owner.cluster)).join(format!("{:x}", owner.member));
         let stop = CancellationToken::new();
         let (node, log) = oneshot::channel();
@@ -142,7 +141,7 @@ struct Archiver {
     state: State,
     /// What the store had applied when it was opened, which is not told of again, and its revision.
     opened_at: (u64, i64),
-    /// The node, when it is there.
+    /// The node, when it is there; not waited for where nothing is missing.
     log: Option<oneshot::Receiver<raft::Node>>,
     /// Applied before the store was opened, and not archived.
     missing: Option<RangeInclusive<u64>>,
@@ -227,6 +226,7 @@ impl Archiver {
             if self.missing.is_some() {
                 return Ok(());
             }
+            self.log = None;
         }
         let entries = match self.tap.take() {
             Ok(entries) => entries,
@@ -294,6 +294,7 @@ impl Archiver {
     /// Goes on with the chain of the process before, or says why not.
     fn resume(&mut self) -> Result<Result<Archive, String>, BackupError> {
         let member = &self.member;
+        create(&member.settings.dir).at(&member.settings.dir)?;
         let found = if member.dir.exists() { chains(&member.dir)?.pop() } else { None };
         let Some((number, dir)) = found else { return Ok(Err("it is this member's first one here".into())) };
         let path = member.local.join("chain");
@@ -325,7 +326,7 @@ impl Archiver {
         // Before the store is asked: so whatever it applies behind `after_index` is in the queue.
         self.tap.arm();
         let after_index = member.store.applied().index;
-        // The directory itself is not made anew: it may be a file system that is not mounted now.
+        // The directory itself is made at the start only: it may be a file system that is not mounted now.
         fs::metadata(&member.settings.dir).at(&member.settings.dir)?;
         create(&member.dir).at(&member.dir)?;
         let chain = ChainId(rand::random());
@@ -342,7 +343,10 @@ impl Archiver {
         let archive = Archive::begin(&member.dir, manifest)?;
         write_file(&member.local.join("chain"), format!("{chain}\n").as_bytes())?;
         member.metrics.chains.inc();
-        tracing::warn!(chain = archive.number(), after_index, reason, "begins another chain of backups");
+        match archive.number() {
+            1 => tracing::info!(chain = 1, after_index, reason, "begins a chain of backups"),
+            chain => tracing::warn!(chain, after_index, reason, "begins another chain of backups"),
+        }
         Ok(archive)
     }
 }
@@ -405,7 +409,7 @@ impl Bases {
         match taken {
             Ok(Ok(Taken { manifest, new_bytes })) => {
                 metrics.bases.inc();
-                metrics.base_time.set(manifest.time.unix_ms / 1000);
+                metrics.base_time.set(Time::now().unix_ms / 1000);
                 metrics.base_seconds.observe(began.elapsed().as_secs_f64());
                 let (revision, bytes) = (manifest.revision, manifest.bytes());
                 tracing::info!(chain = current.number, revision, bytes, new_bytes, "took a full backup");
