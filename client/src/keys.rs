@@ -51,6 +51,16 @@ impl Keys {
     pub fn all() -> Keys {
         Keys { key: NUL, range_end: NUL }
     }
+
+    /// The first key.
+    pub fn key(&self) -> &Bytes {
+        &self.key
+    }
+
+    /// Where a range ends: before this key, nowhere where it is a zero byte. Empty where one key is meant.
+    pub fn range_end(&self) -> &Bytes {
+        &self.range_end
+    }
 }
 
 #[cfg(test)]

@@ -93,6 +93,13 @@ impl Get {
     }
 }
 
+impl From<Get> for RangeRequest {
+    /// The message, for a service of one's own or a call that this library does not have.
+    fn from(get: Get) -> RangeRequest {
+        get.0
+    }
+}
+
 /// A write of one key.
 #[derive(Debug, Clone)]
 pub struct Put(pub(crate) PutRequest);

@@ -16,7 +16,7 @@ use server::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::Format;
+use crate::print::{self, Format};
 
 #[derive(Subcommand)]
 pub enum Backup {
@@ -108,7 +108,7 @@ async fn with_progress<T: Send + 'static>(work: impl FnOnce(&Progress) -> T + Se
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    crate::print(format!("{}\n", serde_json::to_string(value)?).as_bytes())
+    print::print(format!("{}\n", serde_json::to_string(value)?).as_bytes())
 }
 
 impl List {
@@ -116,7 +116,7 @@ impl List {
         let catalog = Catalog::read(&self.dir)?;
         match format {
             Format::Json => print_json(&listing(&catalog))?,
-            _ => crate::print(text(&catalog).as_bytes())?,
+            _ => print::print(text(&catalog).as_bytes())?,
         }
         match catalog.problems.len() {
             0 => Ok(()),
@@ -267,7 +267,7 @@ impl Verify {
                 );
                 unfinished.iter().for_each(|note| text += &format!("note: {note}\n"));
                 problems.iter().for_each(|problem| text += &format!("problem: {problem}\n"));
-                crate::print(text.as_bytes())?;
+                print::print(text.as_bytes())?;
             }
         }
         match found.problems.len() {
@@ -309,6 +309,6 @@ impl Restore {
             data_dir.display(),
             base.display()
         );
-        crate::print(text.as_bytes())
+        print::print(text.as_bytes())
     }
 }

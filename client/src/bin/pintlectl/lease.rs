@@ -1,83 +1,124 @@
 //! lease grant, revoke, keep-alive, timetolive, list.
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use client::LeaseId;
+use client::{Error, EtcdError, LeaseId};
 
-use crate::{Context, json, print, text};
+use crate::{
+    Context,
+    failure::{self, Failure},
+    number,
+    print::{
+        Format,
+        lease::{Revoked, TimeToLive},
+        print_line,
+    },
+};
 
 #[derive(Subcommand)]
 pub enum Lease {
-    /// Grants a lease.
+    /// Grant a lease.
+    #[command(override_usage = "pintlectl lease grant <SECONDS>")]
     Grant {
         /// How long it lasts, seconds.
-        ttl: i64,
+        #[arg(value_name = "SECONDS")]
+        args: Vec<String>,
     },
-    /// Ends a lease and deletes its keys.
+    /// End a lease and delete its keys.
+    #[command(override_usage = "pintlectl lease revoke <ID>")]
     Revoke {
-        #[arg(value_parser = lease_id)]
-        id: LeaseId,
+        #[arg(value_name = "ID")]
+        args: Vec<String>,
     },
-    /// Renews a lease, again and again until it is gone.
+    /// Renew a lease, again and again until it is gone.
     KeepAlive(KeepAlive),
-    /// Prints how long a lease has left.
+    /// Print how long a lease has left.
+    #[command(override_usage = "pintlectl lease timetolive [OPTIONS] <ID>")]
     Timetolive {
-        #[arg(value_parser = lease_id)]
-        id: LeaseId,
+        #[arg(value_name = "ID")]
+        args: Vec<String>,
         /// Print its keys, too.
         #[arg(long)]
         keys: bool,
     },
-    /// Prints all leases.
-    List,
+    /// Print all leases.
+    List {
+        #[arg(hide = true)]
+        args: Vec<String>,
+    },
 }
 
 #[derive(Args)]
+#[command(override_usage = "pintlectl lease keep-alive [OPTIONS] <ID>")]
 pub struct KeepAlive {
-    #[arg(value_parser = lease_id)]
-    id: LeaseId,
+    #[arg(value_name = "ID")]
+    args: Vec<String>,
     /// Renew it once.
     #[arg(long)]
     once: bool,
 }
 
-/// Hexadecimal, as lease ids are printed.
-pub fn lease_id(text: &str) -> Result<LeaseId, String> {
-    i64::from_str_radix(text, 16).map(LeaseId).map_err(|_| format!("{text:?} is not a lease id in hexadecimal"))
+/// Hexadecimal, as lease ids are printed. `missing` is said when there is not exactly one argument.
+fn lease_id(args: &[String], missing: &str) -> Result<LeaseId, Failure> {
+    let [text] = args else { return Err(failure::bad_arguments(missing)) };
+    let id = number::int(text, 16)
+        .map_err(|error| failure::bad_arguments(format!("bad lease ID arg ({error}), expecting ID in Hex")))?;
+    Ok(LeaseId(id))
+}
+
+fn failed_to(what: &str, error: &Error) -> Failure {
+    Failure::new(failure::ERROR, format!("failed to {what} lease ({})", failure::describe(error)))
 }
 
 impl Lease {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let client = &context.client;
         match self {
-            Lease::Grant { ttl } => {
-                let answer = client.lease_grant(ttl, LeaseId(0)).await.context("failed to grant lease")?;
-                context.print(|| text::lease_granted(&answer), || json::LeaseGranted::from(&answer))
+            Lease::Grant { args } => grant(context, &args).await,
+            Lease::Revoke { args } => {
+                let id = lease_id(&args, "lease revoke command needs 1 argument")?;
+                let answer = context.client.lease_revoke(id).await.map_err(|error| failed_to("revoke", &error))?;
+                context.print(&Revoked { id, answer })
             }
-            Lease::Revoke { id } => {
-                let answer = client.lease_revoke(id).await.context("failed to revoke lease")?;
-                context.print(|| text::lease_revoked(id), || json::LeaseRevoked::from(&answer))
+            Lease::KeepAlive(keep_alive) => keep_alive.run(context).await,
+            Lease::Timetolive { args, keys } => {
+                let id = lease_id(&args, "lease timetolive command needs lease ID as argument")?;
+                let answer = context.client.lease_time_to_live(id, keys).await.map_err(failure::bad_connection)?;
+                context.print(&TimeToLive { answer, keys })
             }
-            Lease::KeepAlive(KeepAlive { id, once: true }) => {
-                let answer = client.lease_keep_alive_once(id).await?;
-                context.print(|| text::lease_kept_alive(&answer), || json::LeaseKeptAlive::from(&answer))
+            Lease::List { args: _ } => {
+                let answer = context.client.leases().await.map_err(failure::bad_connection)?;
+                context.print(&answer)
             }
-            Lease::KeepAlive(KeepAlive { id, once: false }) => {
-                let mut keeper = client.keep_alive(id);
-                while let Ok(answer) = keeper.next().await {
-                    context.print(|| text::lease_kept_alive(&answer), || json::LeaseKeptAlive::from(&answer))?;
-                }
-                // The one way for it to fail. As in etcdctl, the same in both formats, and no error.
-                print(format!("lease {:016x} expired or revoked.\n", id.0).as_bytes())
+        }
+    }
+}
+
+async fn grant(context: &Context, args: &[String]) -> anyhow::Result<()> {
+    let [ttl] = args else {
+        return Err(failure::bad_arguments("lease grant command needs TTL argument").into());
+    };
+    let ttl = number::decimal(ttl).map_err(|error| failure::bad_arguments(format!("bad TTL ({error})")))?;
+    let answer = context.client.lease_grant(ttl, LeaseId(0)).await.map_err(|error| failed_to("grant", &error))?;
+    context.print(&answer)
+}
+
+impl KeepAlive {
+    async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let id = lease_id(&self.args, "lease keep-alive command needs lease ID as argument")?;
+        if self.once {
+            let answer = context.client.lease_keep_alive_once(id).await.map_err(failure::bad_connection)?;
+            return context.print(&answer);
+        }
+        let mut keeper = context.client.keep_alive(id);
+        loop {
+            match keeper.next().await {
+                Ok(answer) => context.print(&answer)?,
+                Err(Error::LeaseGone(_) | Error::Etcd(EtcdError::LeaseNotFound)) => break,
+                Err(error) => return Err(failure::bad_connection(error).into()),
             }
-            Lease::Timetolive { id, keys } => {
-                let answer = client.lease_time_to_live(id, keys).await?;
-                context.print(|| text::lease_time_to_live(&answer, keys), || json::LeaseTimeToLive::from(&answer))
-            }
-            Lease::List => {
-                let answer = client.leases().await?;
-                context.print(|| text::leases(&answer), || json::Leases::from(&answer))
-            }
+        }
+        match context.printer.format {
+            Format::Simple => print_line(&format!("lease {:016x} expired or revoked.", id.0)),
+            _ => Ok(()),
         }
     }
 }
@@ -88,8 +129,10 @@ mod tests {
 
     #[test]
     fn lease_ids_are_hexadecimal() {
-        assert_eq!(lease_id("56f3a1fd1afb4e19"), Ok(LeaseId(0x56f3_a1fd_1afb_4e19)));
-        assert_eq!(lease_id("0000000000001234"), Ok(LeaseId(0x1234)));
-        assert!(lease_id("lease").is_err() && lease_id("").is_err());
+        let id = |text: &str| lease_id(&[text.to_string()], "").map(|id| id.0).map_err(|error| error.to_string());
+        assert_eq!(id("56f3a1fd1afb4e19"), Ok(0x56f3_a1fd_1afb_4e19));
+        assert_eq!(id("0000000000001234"), Ok(0x1234));
+        let refused = "bad lease ID arg (strconv.ParseInt: parsing \"zz\": invalid syntax), expecting ID in Hex";
+        assert_eq!(id("zz"), Err(refused.to_string()));
     }
 }

@@ -1,225 +1,232 @@
-//! `pintlectl`: a command line for Pintle, and for anything else that speaks etcd's v3 API. Commands, flags and output
-//! are etcdctl's, as far as they go.
+//! `pintlectl`: a command line for Pintle, and for anything else that speaks etcd's v3 API. Commands, flags, output and
+//! exit codes are those of etcdctl 3.5, with what later versions added, and more.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`backup`] | backup list, verify, restore |
-//! | [`keys`] | put, get, del, compaction |
-//! | [`follow`] | watch |
-//! | [`lease`] | lease grant, revoke, keep-alive, timetolive, list |
-//! | [`members`] | endpoint, member, defrag, alarm |
-//! | [`mirror`] | mirror |
-//! | [`json`], [`text`] | the two ways to print an answer |
+//! | [`keys`], [`txn`], [`watch`], [`lease`] | put, get, del, compaction; txn; watch; lease |
+//! | [`member`], [`endpoint`], [`maintenance`] | member; endpoint; defrag, alarm, move-leader, downgrade |
+//! | [`auth`] | auth, user, role |
+//! | [`lock`], [`make_mirror`], [`check`], [`completion`] | lock, elect; make-mirror; check; completion |
+//! | [`look`] | top, history, diff, undelete |
+//! | [`mirror`], [`backup`] | mirror; backup list, verify, restore |
+//! | [`options`], [`cobra`] | global flags; a command line as etcdctl's parser takes it |
+//! | [`print`] | answers in all formats |
+//! | [`failure`] | exit codes, and what is said on standard error |
+//! | [`line`], [`number`], [`password`], [`process`], [`progress`] | what commands are given, what they run, how far they are |
 
+mod auth;
 mod backup;
-mod follow;
-mod json;
+mod check;
+mod cobra;
+mod completion;
+mod endpoint;
+mod failure;
 mod keys;
 mod lease;
-mod members;
+mod line;
+mod lock;
+mod look;
+mod maintenance;
+mod make_mirror;
+mod member;
 mod mirror;
-mod text;
+mod number;
+mod options;
+mod password;
+mod print;
+mod process;
+mod progress;
+mod txn;
+mod watch;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-    time::Duration,
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use client::Client;
+
+use crate::{
+    options::Global,
+    print::{Answer, Printer, print_line},
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
-use client::{Client, Options};
-use serde::Serialize;
-
-/// etcdctl's exit code for wrong arguments.
-const BAD_ARGUMENTS: u8 = 128;
-
 #[derive(Parser)]
-#[command(name = "pintlectl", version, about = "Talks to Pintle and other stores with etcd's v3 API")]
+#[command(
+    name = "pintlectl",
+    version,
+    about = "Talks to Pintle, etcd and other stores with etcd's v3 API",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
-    /// The servers' client URLs. The first one that works is used.
-    #[arg(long, global = true, value_delimiter = ',', env = "PINTLECTL_ENDPOINTS", default_value = "127.0.0.1:2379")]
-    endpoints: Vec<String>,
-    /// How long a request may take: seconds, or with a unit (500ms, 5s, 1m).
-    #[arg(long, global = true, default_value = "5s", value_parser = duration)]
-    command_timeout: Duration,
-    /// How long making a connection may take.
-    #[arg(long, global = true, default_value = "2s", value_parser = duration)]
-    dial_timeout: Duration,
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Simple)]
-    write_out: Format,
+    #[command(flatten)]
+    global: Global,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Simple,
-    Json,
-}
-
 #[derive(Subcommand)]
 enum Command {
-    /// Puts a value under a key; without a value, what stands on standard input.
+    /// Put a value under a key.
     Put(keys::Put),
-    /// Reads a key or a range of keys.
+    /// Read a key or a range of keys.
     Get(keys::Get),
-    /// Deletes a key or a range of keys.
+    /// Delete a key or a range of keys.
     Del(keys::Del),
-    /// Forgets history before a revision.
+    /// Compare, and do one thing or the other, as one change.
+    Txn(txn::Txn),
+    /// Forget history before a revision.
     Compaction(keys::Compaction),
-    /// Prints changes of a key or a range of keys as they happen.
-    Watch(follow::Watch),
+    /// Print changes of keys as they happen.
+    Watch(watch::Watch),
     /// Leases.
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Lease(lease::Lease),
-    /// The servers, one by one.
-    #[command(subcommand)]
-    Endpoint(members::Endpoint),
     /// Members of the cluster.
-    #[command(subcommand)]
-    Member(members::Member),
-    /// Gives unused space of the servers' stores back to the file system.
-    Defrag(members::Defrag),
+    #[command(subcommand, arg_required_else_help = true)]
+    Member(member::Member),
+    /// The servers, one by one.
+    Endpoint(endpoint::Endpoint),
+    /// Give unused space of the servers' stores back to the file system.
+    Defrag(maintenance::Defrag),
     /// Alarms.
-    #[command(subcommand)]
-    Alarm(members::Alarm),
-    /// Keeps a destination in step with a source: a migration while everything runs.
+    #[command(subcommand, arg_required_else_help = true)]
+    Alarm(maintenance::Alarm),
+    /// Make another member the leader.
+    MoveLeader(maintenance::MoveLeader),
+    /// Go back to an earlier version.
+    #[command(subcommand, arg_required_else_help = true)]
+    Downgrade(maintenance::Downgrade),
+    /// Whether requests need a user.
+    #[command(subcommand, arg_required_else_help = true)]
+    Auth(auth::Auth),
+    /// Users.
+    #[command(subcommand, arg_required_else_help = true)]
+    User(auth::User),
+    /// Roles: what users may do.
+    #[command(subcommand, arg_required_else_help = true)]
+    Role(auth::Role),
+    /// Hold a lock, as long as a command runs or until a signal comes.
+    Lock(lock::Lock),
+    /// Take part in an election, or watch it.
+    Elect(lock::Elect),
+    /// Show how many keys there are, how big they are, and what is written, by prefix.
+    Top(look::top::Top),
+    /// Print the revisions of a key with what they changed.
+    History(look::history::History),
+    /// Print what became of keys between two revisions.
+    Diff(look::diff::Diff),
+    /// Put back what a key was before it was deleted.
+    Undelete(look::undelete::Undelete),
+    /// Copy keys to another cluster and follow. `mirror` does it better.
+    MakeMirror(make_mirror::MakeMirror),
+    /// Measure whether the cluster bears a load.
+    #[command(subcommand, arg_required_else_help = true)]
+    Check(check::Check),
+    /// Print a script that completes commands in a shell.
+    Completion(completion::Completion),
+    /// Keep a destination in step with a source: a migration while everything runs.
     Mirror(Box<mirror::Mirror>),
     /// Backups in a directory that members bring there.
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Backup(backup::Backup),
-    /// Prints the versions of this program and of the API.
-    Version,
+    /// Print the versions of this program and of the API.
+    Version {
+        #[arg(hide = true)]
+        args: Vec<String>,
+    },
 }
 
 /// What a command needs besides its own arguments.
 struct Context {
     client: Client,
-    format: Format,
+    printer: Printer,
 }
 
 impl Context {
-    /// A client with the same options for other endpoints.
-    fn client_for(&self, endpoints: Vec<String>) -> anyhow::Result<Client> {
-        Ok(Client::with_options(endpoints, self.client.options().clone())?)
+    fn print(&self, answer: &dyn Answer) -> anyhow::Result<()> {
+        self.printer.print(answer)
     }
-
-    /// Prints an answer in the format asked for.
-    fn print<T: Serialize>(&self, text: impl FnOnce() -> Vec<u8>, json: impl FnOnce() -> T) -> anyhow::Result<()> {
-        let bytes = match self.format {
-            Format::Simple => text(),
-            Format::Json => {
-                let mut line = serde_json::to_vec(&json())?;
-                line.push(b'\n');
-                line
-            }
-        };
-        print(&bytes)
-    }
-}
-
-/// Values may be any bytes, so they are written and not formatted.
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
-    Ok(out.flush()?)
-}
-
-/// `5`, `1.5s`, `500ms`, `2m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let number_ends = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(number_ends);
-    let seconds = match unit {
-        "" | "s" => 1.0,
-        "ms" => 1e-3,
-        "us" | "µs" => 1e-6,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("unknown unit {unit:?}")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is not a duration"))?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // There is nowhere to report a failure to print.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(BAD_ARGUMENTS) } else { ExitCode::SUCCESS };
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("Error: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run(cli)) {
+    match parse().and_then(start) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has read enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::from(if error.is::<BadArguments>() { BAD_ARGUMENTS } else { 1 })
-        }
+        Err(error) => ExitCode::from(failure::report(error)),
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+fn command() -> clap::Command {
+    cobra::behave(Cli::command())
 }
 
-/// Arguments that make no sense together.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct BadArguments(&'static str);
+fn parse() -> anyhow::Result<Cli> {
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| match cobra::complaint(&error) {
+        Some(failure) => failure.into(),
+        None => {
+            // Help goes where it was asked for; there is nowhere to report a failure to print.
+            print!("{}", error.render().ansi());
+            std::process::exit(0)
+        }
+    })
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(run(cli));
+    // A read of standard input that nobody waits for must not hold the end up.
+    runtime.shutdown_background();
+    done
+}
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let options =
-        Options { connect_timeout: cli.dial_timeout, request_timeout: cli.command_timeout, ..Options::default() };
-    let context = Context { client: Client::with_options(cli.endpoints, options)?, format: cli.write_out };
-    match cli.command {
+    let command = match cli.command {
+        Command::Version { args: _ } => {
+            print_line(concat!("pintlectl version: ", env!("CARGO_PKG_VERSION")))?;
+            return print_line("API version: 3.5");
+        }
+        Command::Completion(completion) => return completion.run(),
+        Command::Backup(backup) => return backup.run(cli.global.printer()?.format).await,
+        command => command,
+    };
+    let printer = cli.global.printer()?;
+    let context = Context { client: cli.global.client().await?, printer };
+    match command {
         Command::Put(put) => put.run(&context).await,
         Command::Get(get) => get.run(&context).await,
         Command::Del(del) => del.run(&context).await,
+        Command::Txn(txn) => txn.run(&context).await,
         Command::Compaction(compaction) => compaction.run(&context).await,
         Command::Watch(watch) => watch.run(&context).await,
         Command::Lease(lease) => lease.run(&context).await,
-        Command::Endpoint(endpoint) => endpoint.run(&context).await,
         Command::Member(member) => member.run(&context).await,
+        Command::Endpoint(endpoint) => endpoint.run(&context).await,
         Command::Defrag(defrag) => defrag.run(&context).await,
         Command::Alarm(alarm) => alarm.run(&context).await,
+        Command::MoveLeader(move_leader) => move_leader.run(&context).await,
+        Command::Downgrade(downgrade) => downgrade.run(&context).await,
+        Command::Auth(auth) => auth.run(&context).await,
+        Command::User(user) => user.run(&context).await,
+        Command::Role(role) => role.run(&context).await,
+        Command::Lock(lock) => lock.run(&context).await,
+        Command::Elect(elect) => elect.run(&context).await,
+        Command::Top(top) => top.run(&context).await,
+        Command::History(history) => history.run(&context).await,
+        Command::Diff(diff) => diff.run(&context).await,
+        Command::Undelete(undelete) => undelete.run(&context).await,
+        Command::MakeMirror(make_mirror) => make_mirror.run(&context).await,
+        Command::Check(check) => check.run(&context).await,
         Command::Mirror(mirror) => mirror.run(&context).await,
-        Command::Backup(backup) => backup.run(context.format).await,
-        Command::Version => {
-            let text = format!("pintlectl version: {}\nAPI version: 3.5\n", env!("CARGO_PKG_VERSION"));
-            print(text.as_bytes())
+        Command::Version { .. } | Command::Completion(_) | Command::Backup(_) => {
+            unreachable!("they need no server, and were run before")
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_are_read_with_and_without_units() {
-        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "s", "-1s", "5 s", "5d", "1..2s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
+        super::command().debug_assert();
     }
 }

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use client::{
-    Client, Credentials, Options, Tls,
+    Client, Options, Tls,
     mirror::{self, Phase, Status, Verdict},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{BadArguments, Context, duration, print};
+use crate::{Context, number::duration, options::credentials, print::print};
 
 /// How often the progress line is renewed on a terminal, and written elsewhere.
 const ON_TERMINAL: Duration = Duration::from_millis(250);
@@ -61,7 +61,8 @@ macro_rules! side {
                     server_name: self.server_name,
                     insecure_skip_verify: self.insecure_skip_verify,
                 };
-                let credentials = self.user.map(|user| credentials(user, self.password)).transpose()?;
+                let prompt = concat!("Password for the ", $what, ": ");
+                let credentials = credentials(self.user.as_deref(), self.password.as_deref(), prompt)?;
                 let tls = (has_tls || tls.server_name.is_some()).then_some(tls);
                 let options = Options { tls, credentials, ..common.clone() };
                 Client::with_options(self.endpoints, options).context($what)
@@ -94,15 +95,6 @@ side!(
     "to-user",
     "to-password"
 );
-
-fn credentials(user: String, password: Option<String>) -> Result<Credentials, BadArguments> {
-    let (user, password) = match (password, user.split_once(':')) {
-        (Some(password), _) => (user, password),
-        (None, Some((user, password))) => (user.to_string(), password.to_string()),
-        (None, None) => return Err(BadArguments("a user needs a password, as NAME:PASSWORD or in a flag of its own")),
-    };
-    Ok(Credentials::Password { user, password })
-}
 
 #[derive(Args)]
 pub struct Mirror {
