@@ -169,13 +169,15 @@ pub fn initial_members(config: &Config) -> Result<Vec<raft::Member>, BootstrapEr
     }
 }
 
-/// On a restart the flags need not say who the member is; where they do, they must say the same.
+/// On a restart the flags need not say who the member is; where they do, they must say the same. A member that took the
+/// place of one that the cluster began with has the name and the flags of that one, and an id of its own.
 fn check(identity: &Identity, config: &Config) -> Result<(), BootstrapError> {
     if !config.cluster.is_given || config.cluster.is_existing {
         return Ok(());
     }
     let expected = Identity::new(&config.name, &config.cluster);
-    if expected.member == identity.member {
+    let is_in_its_place = expected.cluster == identity.cluster && expected.name == identity.name;
+    if expected.member == identity.member || is_in_its_place {
         return Ok(());
     }
     Err(BootstrapError::OtherMember {
@@ -262,6 +264,24 @@ mod tests {
         drop(open(&config(dir.path(), &[])).await.unwrap());
         let other = config(dir.path(), &["--initial-advertise-peer-urls=http://127.0.0.1:25001"]);
         assert!(matches!(open(&other).await, Err(BootstrapError::OtherMember { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_member_in_anothers_place_starts_with_the_flags_the_cluster_began_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = |name: &str, own: &str| {
+            let cluster = "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_string();
+            let own = format!("--initial-advertise-peer-urls=http://127.0.0.1:{own}");
+            config(dir.path(), &[&cluster, &format!("--name={name}"), &own])
+        };
+        let first = open(&flags("a", "1")).await.unwrap();
+        let added = Identity { member: member_id(&[], "added later"), ..first.identity.clone() };
+        drop(first);
+        added.write(&dir.path().join("member/identity")).unwrap();
+        let again = open(&flags("a", "1")).await.unwrap();
+        assert_eq!((again.identity.member, again.members.len()), (added.member, 0), "the log has the members");
+        drop(again);
+        assert!(matches!(open(&flags("b", "2")).await, Err(BootstrapError::OtherMember { .. })));
     }
 
     #[tokio::test]
