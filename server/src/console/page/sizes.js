@@ -1,7 +1,7 @@
 // How many keys and bytes are below a prefix, and how often they are written.
 
 import { Refused, get } from "./api.js";
-import { count, fromBase64, many, shown, size, toUrlBase64 } from "./bytes.js";
+import { count, fromBase64, many, size, toUrlBase64 } from "./bytes.js";
 import { el, notice, repeat, replace, table } from "./dom.js";
 import { link, prefixForm, readableRanges } from "./keys.js";
 
@@ -32,7 +32,7 @@ function shownSizes({ children, keys, bytes, is_cut: isCut, writes_per_second: w
   const most = Math.max(1, ...children.map((child) => child.bytes));
   const rows = [...children].sort((a, b) => b.bytes - a.bytes).map((child) => {
     const name = fromBase64(child.name);
-    return [name.at(-1) === 0x2f ? link("sizes", name) : link("key", name), count(child.keys), size(child.bytes), bar(child.bytes / most, shown(name)),
+    return [name.at(-1) === 0x2f ? link("sizes", name) : link("key", name), count(child.keys), size(child.bytes), bar(child.bytes / most),
       child.writes_per_second > 0 ? child.writes_per_second.toFixed(1) : "–"];
   });
   const caption = `${many(keys, "key")}, ${size(bytes)}, ${writes.toFixed(1)} writes per second`;
