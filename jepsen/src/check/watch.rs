@@ -41,6 +41,7 @@ pub fn check(history: &History, truth: &Store, quiet_at: Option<i64>) -> Verdict
     for (entry, line) in history.entries().iter().enumerate() {
         match &line.event {
             Event::Invoke(request) => compactions.take(request),
+            Event::Fault(fault) if COMPACTING.contains(&fault.name.as_str()) => compactions.by_faults = true,
             Event::Watch(note) => {
                 let watcher = watchers.entry(note.watcher).or_insert_with(|| Watcher::new(note.watcher));
                 if let WatchSeen::Events { events, .. } = &note.seen {
@@ -84,14 +85,21 @@ pub fn truth_of(history: &History, watcher: u64, initial: Store) -> Result<Store
     Ok(truth)
 }
 
+/// Faults that compact at revisions that the history does not tell.
+const COMPACTING: [&str; 2] = ["compaction-storm", "mixed"];
+
 /// Revisions that may have been compacted.
 #[derive(Default)]
-struct Compactions(Vec<i64>);
+struct Compactions {
+    asked: Vec<i64>,
+    /// Any may have been.
+    by_faults: bool,
+}
 
 impl Compactions {
     fn take(&mut self, request: &Request) {
         match request {
-            Request::Compact { revision } => self.0.push(*revision),
+            Request::Compact { revision } => self.asked.push(*revision),
             Request::As { request, .. } => self.take(request),
             _ => {}
         }
@@ -99,10 +107,10 @@ impl Compactions {
 
     /// Whether what was at a revision may be gone.
     fn may_have_taken(&self, revision: i64) -> bool {
-        self.0.iter().any(|compacted| *compacted > revision)
+        self.by_faults || self.asked.iter().any(|compacted| *compacted > revision)
     }
 
     fn have(&self, revision: i64) -> bool {
-        self.0.contains(&revision)
+        self.by_faults || self.asked.contains(&revision)
     }
 }

@@ -1,6 +1,6 @@
 use super::{
     super::{
-        history::{Answer, KeyValue, Keys, Request, WatchEvent, WatchRequest},
+        history::{Answer, FaultNote, FaultPhase, KeyValue, Keys, Request, WatchEvent, WatchRequest},
         linearizability::replay,
         tape::{Tape, kv},
     },
@@ -226,6 +226,21 @@ fn a_watch_goes_on_after_a_compaction() {
     assert_eq!(judged(5, 5, 4), ["resumable"], "asking again for what is gone");
     assert_eq!(judged(5, 4, 5), ["compacted"], "nobody compacted that");
     assert_eq!(judged(3, 3, 3), ["compacted"], "revision 3 is still there");
+}
+
+#[test]
+fn a_fault_may_have_compacted_anything() {
+    let judged = |name: &str| {
+        let mut tape = Tape::default();
+        tape.seen(1, created(request(2))).seen(1, broken());
+        let phase = FaultPhase::Begin;
+        let fault = FaultNote { fault: 1, name: name.to_owned(), nodes: vec![], phase, counters: [].into() };
+        tape.note(9, Event::Fault(fault)).seen(1, WatchSeen::Compacted { compact_revision: 5 });
+        tape.seen(1, created(request(5))).seen(1, events(&all()[4..]));
+        check(&tape.history, &truth(), None).names()
+    };
+    assert_eq!(judged("kill"), ["compacted"]);
+    assert_eq!(judged("compaction-storm"), NOTHING);
 }
 
 #[test]
