@@ -2,6 +2,7 @@
 
 mod agree;
 mod backup;
+mod look;
 mod mirror;
 mod pintlectl;
 mod secure;

@@ -11,7 +11,7 @@
 use std::env;
 
 use clap::{
-    Arg, ArgAction, Command,
+    Arg, ArgAction, ArgMatches, Command,
     builder::ValueParser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
@@ -58,6 +58,22 @@ fn variable(flag: &str) -> &'static str {
     counts.leak()
 }
 
+/// The global flags as variables with their values. A password is not shown.
+pub fn settings(command: &Command, matches: &ArgMatches) -> impl Iterator<Item = String> {
+    let values = |arg: &Arg| {
+        let id = arg.get_id().as_str();
+        let values = matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
+        match id {
+            "password" | "auth_jwt_token" => values.map(|_| "…".to_string()).collect::<Vec<String>>().join(","),
+            "user" => values.map(|user| user.split(':').next().unwrap_or_default().to_string()).collect(),
+            _ => values.collect::<Vec<String>>().join(","),
+        }
+    };
+    let name = |arg: &Arg| arg.get_long().unwrap_or_default().to_uppercase().replace('-', "_");
+    let global = command.get_arguments().filter(|arg| arg.is_global_set());
+    global.map(|arg| format!("ETCDCTL_{}={}", name(arg), values(arg))).collect::<Vec<String>>().into_iter()
+}
+
 fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -87,7 +103,12 @@ pub fn complaint(error: &clap::Error) -> Option<Failure> {
             let why = std::error::Error::source(error).map_or_else(|| "invalid value".to_string(), ToString::to_string);
             format!("invalid argument \"{value}\" for \"{}\" flag: {why}", flag_name(&argument))
         }
-        _ => error.render().to_string().trim_start_matches("error: ").trim_end().to_string(),
+        _ => {
+            // How it is used, which follows, is told by help.
+            let text = error.render().to_string();
+            let complaint = text.split("\n\n").next().unwrap_or(&text);
+            complaint.trim_start_matches("error: ").to_string()
+        }
     };
     let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
         .into_iter()

@@ -26,6 +26,8 @@ pub struct Failure {
     text: Option<String>,
     /// What to try.
     hint: Option<String>,
+    /// Not on a terminal alone: what etcdctl says of it helps nobody, so no script looks for it.
+    always_hint: bool,
 }
 
 impl fmt::Display for Failure {
@@ -38,12 +40,12 @@ impl std::error::Error for Failure {}
 
 impl Failure {
     pub fn new(code: u8, text: impl Into<String>) -> Failure {
-        Failure { code, text: Some(text.into()), hint: None }
+        Failure { code, text: Some(text.into()), hint: None, always_hint: false }
     }
 
     /// Everything was said already.
     pub fn silent(code: u8) -> Failure {
-        Failure { code, text: None, hint: None }
+        Failure { code, text: None, hint: None, always_hint: false }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
@@ -83,7 +85,8 @@ pub fn bad_client(error: Error) -> Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure { code: ERROR, text: Some(describe(&error)), hint: hint(&error) }
+        let always_hint = matches!(error, Error::Unreachable(_) | Error::Tls(_));
+        Failure { code: ERROR, text: Some(describe(&error)), hint: hint(&error), always_hint }
     }
 }
 
@@ -159,7 +162,6 @@ pub fn report(error: anyhow::Error) -> u8 {
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return 0;
     }
-    let always = matches!(error.downcast_ref::<Error>(), Some(Error::Unreachable(_) | Error::Tls(_)));
     let failure = match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => match error.downcast::<Error>() {
@@ -170,7 +172,7 @@ pub fn report(error: anyhow::Error) -> u8 {
     if let Some(text) = &failure.text {
         eprintln!("Error: {text}");
     }
-    if let Some(hint) = failure.hint.filter(|_| always || io::stderr().is_terminal()) {
+    if let Some(hint) = failure.hint.filter(|_| failure.always_hint || io::stderr().is_terminal()) {
         eprintln!("Try: {hint}");
     }
     failure.code

@@ -39,7 +39,10 @@ mod progress;
 mod txn;
 mod watch;
 
-use std::process::ExitCode;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use client::Client;
@@ -160,15 +163,27 @@ fn command() -> clap::Command {
 }
 
 fn parse() -> anyhow::Result<Cli> {
-    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        if cli.global.is_debug() {
+            cobra::settings(&command(), &matches).for_each(|setting| eprintln!("{setting}"));
+        }
+        Ok(cli)
+    });
     parsed.map_err(|error| match cobra::complaint(&error) {
         Some(failure) => failure.into(),
         None => {
-            // Help goes where it was asked for; there is nowhere to report a failure to print.
-            print!("{}", error.render().ansi());
+            // It was asked for. There is nowhere to report a failure to print.
+            let _ = write!(std::io::stdout(), "{}", rendered(&error));
             std::process::exit(0)
         }
     })
+}
+
+/// Help, with colours on a terminal.
+fn rendered(help: &clap::Error) -> String {
+    let help = help.render();
+    if std::io::stdout().is_terminal() { help.ansi().to_string() } else { help.to_string() }
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
@@ -228,5 +243,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::command().debug_assert();
+    }
+
+    /// The parser would take a command's own argument for the global one.
+    #[test]
+    fn no_argument_of_a_command_has_the_name_of_a_global_one() {
+        fn visit(command: &clap::Command, global: &[&clap::Id]) {
+            for arg in command.get_arguments().filter(|arg| !arg.is_global_set()) {
+                assert!(!global.contains(&arg.get_id()), "{}: {}", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(|command| visit(command, global));
+        }
+        let command = super::command();
+        let global: Vec<&clap::Id> = command.get_arguments().map(|arg| arg.get_id()).collect();
+        assert!(global.len() > 10);
+        command.get_subcommands().for_each(|command| visit(command, &global));
     }
 }

@@ -62,11 +62,22 @@ pub struct Global {
     /// Take any certificate. For tests.
     #[arg(long, global = true)]
     insecure_skip_tls_verify: bool,
+    /// Say on standard error what the global options are.
+    #[arg(long, global = true)]
+    debug: bool,
+    // Endpoints are not looked up; whoever asks for it is told so.
+    #[arg(long, short, global = true, hide = true, value_name = "DOMAIN")]
+    discovery_srv: Option<String>,
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    discovery_srv_name: Option<String>,
+    #[arg(long, global = true, hide = true, action = ArgAction::SetFalse)]
+    insecure_discovery: bool,
 }
 
 impl Global {
     /// A client, which has its token where it is to have one.
     pub async fn client(&self) -> anyhow::Result<Client> {
+        self.refuse_discovery()?;
         let endpoints = self.endpoints.iter().map(|endpoint| endpoint.trim().to_string());
         let options = Options {
             connect_timeout: self.dial_timeout,
@@ -82,6 +93,19 @@ impl Global {
             client.connection().await.map_err(failure::bad_connection)?;
         }
         Ok(client)
+    }
+
+    fn refuse_discovery(&self) -> Result<(), Failure> {
+        let Some(domain) = self.discovery_srv.as_deref().filter(|domain| !domain.is_empty()) else { return Ok(()) };
+        let service = if self.insecure_discovery { "etcd-client" } else { "etcd-client-ssl" };
+        let name = self.discovery_srv_name.as_deref().map_or(String::new(), |name| format!("-{name}"));
+        let text = format!("--discovery-srv is not supported: give the endpoints of {domain} with --endpoints");
+        let hint = format!("`dig +short SRV _{service}{name}._tcp.{domain}` shows them");
+        Err(failure::bad_arguments(text).hint(hint))
+    }
+
+    pub fn is_debug(&self) -> bool {
+        self.debug
     }
 
     pub fn printer(&self) -> Result<Printer, Failure> {

@@ -16,7 +16,7 @@ use crate::{
 )]
 pub struct History {
     /// The key.
-    #[arg(value_name = "KEY")]
+    #[arg(id = "KEY")]
     key: String,
     /// The newest so many only; 0: all.
     #[arg(long, default_value = "0", hide_default_value = true, value_parser = number::decimal)]

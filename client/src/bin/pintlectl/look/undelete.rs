@@ -19,7 +19,7 @@ use crate::{
 #[command(after_help = "The key's lease is not restored: it is gone, or about something else by now.")]
 pub struct Undelete {
     /// The key.
-    #[arg(value_name = "KEY")]
+    #[arg(id = "KEY")]
     key: String,
     /// Only say what would be put.
     #[arg(long)]
