@@ -100,6 +100,7 @@ struct Shared {
 /// An endpoint, and whether it works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointHealth {
+    /// As it was given, or as its member has said.
     pub url: String,
     /// False for a while after a request failed there.
     pub is_healthy: bool,

@@ -5,14 +5,21 @@ use tonic::{Code, Status};
 
 use crate::retry;
 
+/// What requests give.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Why a request, a watch, or what is built on them failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The endpoint cannot be used as written, or is none of the client's.
     #[error("endpoint {url}: {reason}")]
-    Endpoint { url: String, reason: String },
+    Endpoint {
+        /// As it was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The files or names that TLS was to be used with.
     #[error("TLS: {0}")]
     Tls(String),
@@ -30,10 +37,18 @@ pub enum Error {
     Etcd(EtcdError),
     /// Any other failure of the call.
     #[error("{code:?}: {message}")]
-    Rpc { code: Code, message: String },
+    Rpc {
+        /// gRPC's code.
+        code: Code,
+        /// What the server, or the connection, has said.
+        message: String,
+    },
     /// The watched revisions are compacted; the oldest that can still be watched is `compact_revision`.
     #[error("required revision has been compacted, the oldest is {compact_revision}")]
-    WatchCompacted { compact_revision: i64 },
+    WatchCompacted {
+        /// From here on can be watched.
+        compact_revision: i64,
+    },
     /// The server ended the watch for a reason that trying again does not mend.
     #[error("watch canceled: {0}")]
     WatchCanceled(String),

@@ -29,7 +29,12 @@ const TOKEN: &str = "token";
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// Exchanged for a token, and again when the token is not taken any more.
-    Password { user: String, password: String },
+    Password {
+        /// The user's name.
+        user: String,
+        /// In plain text: use TLS.
+        password: String,
+    },
     /// A token from elsewhere, sent as it is.
     Token(String),
 }

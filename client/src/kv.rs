@@ -17,14 +17,17 @@ use proto::{
 pub struct Get(pub(crate) RangeRequest);
 
 impl Get {
+    /// Reads these keys.
     pub fn new(keys: Keys) -> Get {
         Get(RangeRequest { key: keys.key, range_end: keys.range_end, ..Default::default() })
     }
 
+    /// Reads one key.
     pub fn key(key: impl Into<Bytes>) -> Get {
         Get::new(Keys::one(key))
     }
 
+    /// Reads all keys that begin with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Get {
         Get::new(Keys::prefix(prefix))
     }
@@ -46,6 +49,7 @@ impl Get {
         self
     }
 
+    /// In this order. Without it: by key.
     pub fn sort(mut self, target: SortTarget, order: SortOrder) -> Get {
         self.0.set_sort_target(target);
         self.0.set_sort_order(order);
@@ -58,11 +62,13 @@ impl Get {
         self
     }
 
+    /// Without values.
     pub fn keys_only(mut self) -> Get {
         self.0.keys_only = true;
         self
     }
 
+    /// Only how many keys there are.
     pub fn count_only(mut self) -> Get {
         self.0.count_only = true;
         self
@@ -105,6 +111,7 @@ impl From<Get> for RangeRequest {
 pub struct Put(pub(crate) PutRequest);
 
 impl Put {
+    /// Puts this value under this key.
     pub fn new(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Put {
         Put(PutRequest { key: key.into(), value: value.into(), ..Default::default() })
     }
@@ -139,14 +146,17 @@ impl Put {
 pub struct Delete(pub(crate) DeleteRangeRequest);
 
 impl Delete {
+    /// Deletes these keys.
     pub fn new(keys: Keys) -> Delete {
         Delete(DeleteRangeRequest { key: keys.key, range_end: keys.range_end, prev_kv: false })
     }
 
+    /// Deletes one key.
     pub fn key(key: impl Into<Bytes>) -> Delete {
         Delete::new(Keys::one(key))
     }
 
+    /// Deletes all keys that begin with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Delete {
         Delete::new(Keys::prefix(prefix))
     }

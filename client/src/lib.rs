@@ -44,7 +44,14 @@
 //! Invariants:
 //! - A write is sent twice only where the first sending certainly did not reach the log ([`retry`]).
 //! - Answers are the wire's own messages ([`proto::etcdserverpb`]), so nothing a server says is lost on the way.
-//! - Every request ends within [`Options::request_timeout`]; only [`Watcher::next`] waits for as long as it takes.
+//! - Every request ends within [`Options::request_timeout`]; only what waits for others ([`Watcher::next`],
+//!   [`Session::lock`], [`Session::campaign`], [`Observer::next`]) waits for as long as it takes.
+//! - Nothing that is dropped while it waits loses anything: it can be waited for beside other things.
+//!
+//! `examples/` has a program for each: `put_get`, `watch`, `lease`, `lock`, `election`, `stm`, `namespace`, `secure`,
+//! `migration`.
+
+#![warn(missing_docs)]
 
 mod auth;
 mod cluster;

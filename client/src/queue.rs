@@ -39,6 +39,8 @@ pub(crate) struct Place {
     session: Session,
     name: String,
     pub key: Bytes,
+    /// What it was taken with.
+    value: Bytes,
     /// The revision at which the key was created.
     pub revision: i64,
     is_left: bool,
@@ -50,10 +52,11 @@ impl Place {
         let key: Bytes = format!("{}{:x}", prefix(name), session.lease().0).into();
         let txn = Txn::new()
             .when(Compare::create_revision(key.clone()).equals(0))
-            .then(Op::put(Put::new(key.clone(), value).lease(session.lease())))
+            .then(Op::put(Put::new(key.clone(), value.clone()).lease(session.lease())))
             .otherwise(Op::get(Get::key(key.clone())));
         // Until it is known whether the place was taken: it is given up when nobody waits for the answer any more.
-        let mut place = Place { session: session.clone(), name: name.to_string(), key, revision: 0, is_left: false };
+        let mut place =
+            Place { session: session.clone(), name: name.to_string(), key, value, revision: 0, is_left: false };
         let answer = session.unless_over(until_answered(&session.client(), &txn)).await?;
         place.revision = revision(&answer.header);
         if answer.succeeded {
@@ -117,8 +120,8 @@ impl Place {
 
     fn leaving(&self) -> Txn {
         let own = match self.revision {
-            // The answer has not come. The key is ours when it has our lease, as its name says.
-            0 => Compare::lease(self.key.clone()).equals(self.session.lease().0),
+            // The answer has not come. The key may be one that the session had before, by another taker.
+            0 => Compare::value(self.key.clone()).equals(self.value.clone()),
             _ => self.is_held(),
         };
         Txn::new().when(own).then(Op::delete(Delete::key(self.key.clone())))

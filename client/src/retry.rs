@@ -74,10 +74,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// Waits `first`, then longer, but not longer than `most`.
     pub fn new(first: Duration, most: Duration) -> Backoff {
         Backoff { next: first, first, most }
     }
 
+    /// How long to wait now.
     pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(self.most);

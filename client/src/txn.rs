@@ -29,6 +29,7 @@ fn nested(mut ops: Vec<Op>, width: usize) -> Txn {
 }
 
 impl Txn {
+    /// One that does nothing yet.
     pub fn new() -> Txn {
         Txn::default()
     }
@@ -81,18 +82,22 @@ impl Op {
         Op(RequestOp { request: Some(request) })
     }
 
+    /// A read; its answer is among those of the transaction.
     pub fn get(get: Get) -> Op {
         Op::new(Request::RequestRange(get.0))
     }
 
+    /// A write of one key.
     pub fn put(put: Put) -> Op {
         Op::new(Request::RequestPut(put.0))
     }
 
+    /// A delete.
     pub fn delete(delete: Delete) -> Op {
         Op::new(Request::RequestDeleteRange(delete.0))
     }
 
+    /// A transaction within the transaction, with conditions of its own.
     pub fn txn(txn: Txn) -> Op {
         Op::new(Request::RequestTxn(txn.0))
     }
@@ -116,14 +121,17 @@ impl Compare<i64> {
         Compare { key: key.into(), target: CompareTarget::Version, with: TargetUnion::Version }
     }
 
+    /// The revision at which the key was created.
     pub fn create_revision(key: impl Into<Bytes>) -> Compare<i64> {
         Compare { key: key.into(), target: CompareTarget::Create, with: TargetUnion::CreateRevision }
     }
 
+    /// The revision at which the key was last put.
     pub fn mod_revision(key: impl Into<Bytes>) -> Compare<i64> {
         Compare { key: key.into(), target: CompareTarget::Mod, with: TargetUnion::ModRevision }
     }
 
+    /// The id of the key's lease; 0 where it has none.
     pub fn lease(key: impl Into<Bytes>) -> Compare<i64> {
         Compare { key: key.into(), target: CompareTarget::Lease, with: TargetUnion::Lease }
     }
@@ -147,18 +155,22 @@ impl<T> Compare<T> {
         })
     }
 
+    /// Holds when it is this.
     pub fn equals(self, with: impl Into<T>) -> Comparison {
         self.is(CompareResult::Equal, with)
     }
 
+    /// Holds when it is not this.
     pub fn differs_from(self, with: impl Into<T>) -> Comparison {
         self.is(CompareResult::NotEqual, with)
     }
 
+    /// Holds when it is greater.
     pub fn greater_than(self, with: impl Into<T>) -> Comparison {
         self.is(CompareResult::Greater, with)
     }
 
+    /// Holds when it is less.
     pub fn less_than(self, with: impl Into<T>) -> Comparison {
         self.is(CompareResult::Less, with)
     }

@@ -13,7 +13,7 @@ const TTL_OF_GONE: i64 = 60;
 
 /// A lease that is missing from a list may have been granted after the list was made, or be on its way out, with its keys
 /// still there. One that is missing twice in a row is gone.
-const MISSING_TWICE: u32 = 2;
+pub(super) const MISSING_TWICE: u32 = 2;
 
 #[derive(Debug)]
 struct Kept {

@@ -78,8 +78,10 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
+    /// The source has refused what the mirror needs.
     #[error("source: {0}")]
     Source(#[source] Error),
+    /// The destination has refused what the mirror needs.
     #[error("destination: {0}")]
     Destination(#[source] Error),
     /// Nothing was done: what was asked for would harm, or cannot be.
@@ -95,16 +97,21 @@ type Result<T> = std::result::Result<T, Failure>;
 /// What a mirror is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Phase {
+    /// It finds out where to go on.
     #[default]
     Starting,
     /// Keys are compared and copied, as they were at a revision.
     Copying {
+        /// The source's revision that is copied.
         revision: i64,
+        /// How many keys were looked at until now.
         keys: u64,
     },
+    /// What the source does is replayed.
     Following,
     /// Everything is compared.
     Verifying {
+        /// How many keys were compared until now.
         keys: u64,
     },
 }
@@ -112,6 +119,7 @@ pub enum Phase {
 /// How far a mirror is.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
+    /// What is being done.
     pub phase: Phase,
     /// The source's revision when it was last asked.
     pub source_revision: i64,
@@ -198,8 +206,11 @@ impl Mirror {
         let deadline = Instant::now() + patience;
         loop {
             let revision = self.source_revision().await?;
-            self.poll(&mut running).await?;
             self.follow(&mut running, Some(revision)).await?;
+            // The source's leases without keys are made, and those that it has no more are revoked.
+            for _ in 0..leases::MISSING_TWICE {
+                self.poll(&mut running).await?;
+            }
             let verdict = self.verify(&running.way, revision).await?;
             if self.source_revision().await? == revision {
                 if verdict.is_equal() {

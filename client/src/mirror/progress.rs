@@ -91,13 +91,15 @@ impl Record {
     pub fn check(&self, cluster: u64, source_revision: i64) -> Result<()> {
         let Progress { source_cluster, revision, .. } = self.progress;
         let reason = if source_cluster != cluster {
-            format!("the destination mirrors the cluster {source_cluster:x}, and the source is the cluster {cluster:x}")
+            format!(
+                "the destination mirrors the cluster {source_cluster:x}, and the source is the cluster {cluster:x}."
+            )
         } else if revision > source_revision {
             format!("revision {revision} was mirrored, and the source is at {source_revision}: was it restored?")
         } else {
             return Ok(());
         };
-        Err(Failure::Refused(format!("{reason}; --overwrite with another, empty destination begins anew")))
+        Err(Failure::Refused(format!("{reason} Begin anew with an empty destination")))
     }
 
     /// All is compared again, and copied where it differs.

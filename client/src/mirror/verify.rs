@@ -11,13 +11,17 @@ const FIRST: Bytes = Bytes::from_static(b"\0");
 /// What was found when both stores were compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
+    /// The source's revision, up to which both were compared.
     pub source_revision: i64,
+    /// The destination's, which is the same where revisions are kept.
     pub destination_revision: i64,
     /// How many keys the source has.
     pub keys: i64,
     /// What the hashes are of.
     pub method: &'static str,
+    /// As a number or in hexadecimal digits.
     pub source_hash: String,
+    /// As `source_hash`.
     pub destination_hash: String,
     /// The first thing that differs.
     pub difference: Option<String>,

@@ -42,15 +42,18 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Watches these keys.
     pub fn new(keys: Keys) -> Watch {
         let create = WatchCreateRequest { key: keys.key, range_end: keys.range_end, ..Default::default() };
         Watch { create, alone: false }
     }
 
+    /// Watches one key.
     pub fn key(key: impl Into<Bytes>) -> Watch {
         Watch::new(Keys::one(key))
     }
 
+    /// Watches all keys that begin with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Watch {
         Watch::new(Keys::prefix(prefix))
     }

@@ -3,6 +3,7 @@
 mod agree;
 mod backup;
 mod look;
+mod examples;
 mod mirror;
 mod pintlectl;
 mod secure;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
     process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
@@ -21,6 +22,9 @@ use tokio::{
 };
 
 use crate::server::{Etcd, Store};
+
+/// So that a mirror that is killed, on a machine with much else to do, is back before leases run out.
+const LONG_LEASES: [&str; 2] = ["--lease-ttl-min", "60"];
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -189,11 +193,6 @@ async fn moved_on(destination: &Client, by: i64) {
 
 /// Writes, mirrors, kills the mirror again and again, and the source once; then stops the writer.
 async fn write_and_mirror(source: &mut Etcd, destination: &Etcd, flags: &[&str]) {
-    // A history that is complete begins with a mirror of an empty store.
-    let mirror = Mirror::start(source, destination, flags);
-    source.client().put(Put::new("first", "v")).await.unwrap();
-    moved_on(&destination.client(), 1).await;
-    drop(mirror);
     let writer = Writer::start(source.client());
     for kill in 0..6 {
         let mirror = Mirror::start(source, destination, flags);
@@ -207,9 +206,13 @@ async fn write_and_mirror(source: &mut Etcd, destination: &Etcd, flags: &[&str])
     }
     let done = writer.stop().await;
     assert!(done > 200, "only {done} transactions");
-    // What runs out writes, too.
-    let (client, deadline) = (source.client(), Instant::now() + SOON);
-    while leases(&client).await.values().any(|ttl| *ttl < 600) {
+    short_leases_are_over(&source.client()).await;
+}
+
+/// What runs out writes, too.
+async fn short_leases_are_over(client: &Client) {
+    let deadline = Instant::now() + SOON;
+    while leases(client).await.values().any(|ttl| *ttl < 600) {
         assert!(Instant::now() < deadline, "a lease does not run out");
         sleep(Duration::from_millis(100)).await;
     }
@@ -218,7 +221,12 @@ async fn write_and_mirror(source: &mut Etcd, destination: &Etcd, flags: &[&str])
 #[tokio::test]
 async fn a_mirror_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     let (mut source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
-    write_and_mirror(&mut source, &destination, &[]).await;
+    // A history that is complete begins with a mirror of an empty store.
+    let mirror = Mirror::start(&source, &destination, &[]);
+    source.client().put(Put::new("first", "v")).await.unwrap();
+    moved_on(&destination.client(), 1).await;
+    drop(mirror);
+    write_and_mirror(&mut source, &destination, &LONG_LEASES).await;
     assert_equal(&cut_over(&source, &destination, &[]));
     let (from, to) = (source.client(), destination.client());
     assert_eq!(contents(&from).await, contents(&to).await);
@@ -236,19 +244,50 @@ async fn a_mirror_that_is_killed_again_and_again_loses_and_repeats_nothing() {
 }
 
 #[tokio::test]
-async fn revisions_stay_the_sources() {
-    let (mut source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
-    // An import of a store without any key is an empty store.
-    write_and_mirror(&mut source, &destination, &["--keep-revisions"]).await;
-    let (from, to) = (source.client(), destination.client());
-    let all = keys(&from).await;
-    // Compacted at the source, but not yet there: the cut-over does what is missing.
+async fn an_import_goes_on_with_the_revisions_of_its_source() {
+    let (mut source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::prepare(Store::Pintle, 1));
+    let from = source.client();
+    let writer = Writer::start(from.clone());
+    moved_on(&from, 150).await;
+    writer.stop().await;
+    short_leases_are_over(&from).await;
+    let revision = from.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    from.compact(revision - 50, true).await.unwrap();
+    destination.import(0, &snapshot(&source).await);
+    // The source does not wait for the import.
+    let writer = Writer::start(from.clone());
+    let destination = destination.run().await;
+    moved_on(&from, 50).await;
+    writer.stop().await;
+
+    let flags = [&LONG_LEASES[..], &["--keep-revisions"]].concat();
+    write_and_mirror(&mut source, &destination, &flags).await;
+    let to = destination.client();
+    // Compacted at the source, but not there: the cut-over does what is missing.
     let mirrored = to.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
     from.compact(mirrored - 1, true).await.unwrap();
     let output = cut_over(&source, &destination, &["--keep-revisions"]);
     assert_equal(&output);
     assert!(String::from_utf8_lossy(&output.stdout).contains("HashKV"), "{output:?}");
-    assert_eq!(all, keys(&to).await, "with their revisions and versions");
+    assert_eq!(keys(&from).await, keys(&to).await, "with their revisions and versions");
+    assert_eq!(leases(&from).await.keys().collect::<Vec<_>>(), leases(&to).await.keys().collect::<Vec<_>>());
+
+    // Who writes there himself is found out.
+    to.put(Put::new("other", "v")).await.unwrap();
+    assert_refused(&cut_over(&source, &destination, &["--keep-revisions"]), "the source only at");
+    from.put(Put::new("one", "v")).await.unwrap();
+    assert_refused(&cut_over(&source, &destination, &["--keep-revisions"]), "is not what the source was");
+}
+
+/// As `etcdctl snapshot save` gets it.
+async fn snapshot(of: &Etcd) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut parts = of.client().snapshot(&of.urls()[0]).await.unwrap();
+    while let Some(part) = timeout(SOON, parts.message()).await.unwrap().unwrap() {
+        file.write_all(&part.blob).unwrap();
+    }
+    file.flush().unwrap();
+    file
 }
 
 #[tokio::test]

@@ -108,6 +108,24 @@ impl Etcd {
         self
     }
 
+    /// Makes a member's data directory out of a snapshot file.
+    pub fn import(&self, index: usize, snapshot: impl AsRef<Path>) {
+        let output = Command::new(self.store.program())
+            .arg("import")
+            .arg(snapshot.as_ref())
+            .args(["--name", &format!("m{index}"), "--initial-cluster", &self.initial_cluster()])
+            .args(["--initial-advertise-peer-urls", &self.peer_url(index), "--data-dir"])
+            .arg(self.data_dir(index))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn initial_cluster(&self) -> String {
+        let members = (0..self.ports.len()).map(|index| format!("m{index}={}", self.peer_url(index)));
+        members.collect::<Vec<_>>().join(",")
+    }
+
     pub async fn run(mut self) -> Etcd {
         for index in 0..self.ports.len() {
             self.launch(index);
@@ -136,12 +154,11 @@ impl Etcd {
     }
 
     pub fn launch(&mut self, index: usize) {
-        let cluster: Vec<String> = (0..self.ports.len()).map(|i| format!("m{i}={}", self.peer_url(i))).collect();
         let peer = self.peer_url(index);
         let url = &self.urls()[index];
         let log = std::fs::File::create(self.dir.path().join(format!("m{index}.log"))).unwrap();
         let child = Command::new(self.store.program())
-            .args(["--name", &format!("m{index}"), "--initial-cluster", &cluster.join(",")])
+            .args(["--name", &format!("m{index}"), "--initial-cluster", &self.initial_cluster()])
             .arg("--data-dir")
             .arg(self.data_dir(index))
             .args(["--listen-client-urls", url, "--advertise-client-urls", url])
