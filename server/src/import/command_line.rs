@@ -1,6 +1,6 @@
 //! `pintle import`: the command line of an import.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{fmt, path::PathBuf, process::ExitCode};
 
 use tokio_util::sync::CancellationToken;
 
@@ -41,9 +41,16 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
             return ExitCode::from(BAD_ARGUMENTS);
         }
     };
-    match import_until_interrupted(options) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("pintle import: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(import_on_terminal(options)) {
         Ok(imported) => {
-            tell(&imported);
+            print!("{imported}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -54,25 +61,20 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
 }
 
 /// An interrupt ends the import in order, so that nothing is left behind.
-pub fn import_until_interrupted(options: Options) -> Result<Imported, ImportError> {
+pub async fn import_on_terminal(options: Options) -> Result<Imported, ImportError> {
     let unwanted = CancellationToken::new();
     let progress = Progress::on_terminal(unwanted.clone());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| ImportError::Flags(format!("no runtime: {error}")))?;
-    let ended = runtime.block_on(async {
-        let work = progress.clone();
-        let mut work = tokio::task::spawn_blocking(move || import(&options, &work));
-        let ended = tokio::select! {
-            ended = &mut work => ended,
-            _ = tokio::signal::ctrl_c() => {
-                unwanted.cancel();
-                work.await
-            }
-        };
-        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-    });
+    let work = progress.clone();
+    let mut work = tokio::task::spawn_blocking(move || import(&options, &work));
+    let ended = tokio::select! {
+        ended = &mut work => ended,
+        _ = tokio::signal::ctrl_c() => {
+            unwanted.cancel();
+            work.await
+        }
+    };
     progress.end();
-    ended
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// None when help is asked for.
@@ -126,17 +128,21 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
     Ok(Some(options))
 }
 
-fn tell(imported: &Imported) {
-    for warning in &imported.warnings {
-        eprintln!("pintle import: warning: {warning}");
+/// What there is now, and what its owner should know.
+impl fmt::Display for Imported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Imported { data_dir, member, cluster, settled, versions, leases, replayed, warnings } = self;
+        for warning in warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        let storage::Settled { revision, compacted } = settled;
+        writeln!(
+            f,
+            "imported {versions} versions and {leases} leases; applied {replayed} entries of etcd's log to them"
+        )?;
+        writeln!(f, "the store is at revision {revision}, compacted at {compacted}")?;
+        writeln!(f, "{}: member {member} of cluster {cluster}", data_dir.display())
     }
-    let Imported { data_dir, member, cluster, settled, versions, leases, replayed, .. } = imported;
-    println!(
-        "imported {versions} versions and {leases} leases, and applied {replayed} entries of etcd's log; the store is at \
-         revision {}, compacted at {}",
-        settled.revision, settled.compacted
-    );
-    println!("{}: member {member} of cluster {cluster}", data_dir.display());
 }
 
 #[cfg(test)]

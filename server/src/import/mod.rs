@@ -29,7 +29,7 @@ use storage::{Settled, StorageError};
 
 use self::source::Source;
 pub use self::{
-    command_line::{import_until_interrupted, run as run_command},
+    command_line::{import_on_terminal, run as run_command},
     progress::Progress,
     status::{Status, status},
     target::{Membership, Target},

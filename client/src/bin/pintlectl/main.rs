@@ -8,7 +8,7 @@
 //! | [`auth`] | auth, user, role |
 //! | [`lock`], [`make_mirror`], [`check`], [`completion`] | lock, elect; make-mirror; check; completion |
 //! | [`look`] | top, history, diff, undelete |
-//! | [`mirror`], [`backup`] | mirror; backup list, verify, restore |
+//! | [`mirror`], [`backup`], [`snapshot`] | mirror; backup list, verify, restore; snapshot save, status, restore |
 //! | [`options`], [`cobra`] | global flags; a command line as etcdctl's parser takes it |
 //! | [`print`] | answers in all formats |
 //! | [`failure`] | exit codes, and what is said on standard error |
@@ -36,6 +36,7 @@ mod password;
 mod print;
 mod process;
 mod progress;
+mod snapshot;
 mod txn;
 mod watch;
 
@@ -132,6 +133,9 @@ enum Command {
     /// Backups in a directory that members bring there.
     #[command(subcommand, arg_required_else_help = true)]
     Backup(backup::Backup),
+    /// Snapshots: of a server to a file, and from a file to a data directory.
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(snapshot::Snapshot),
     /// Print the versions of this program and of the API.
     Version {
         #[arg(hide = true)]
@@ -202,6 +206,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Completion(completion) => return completion.run(),
         Command::Backup(backup) => return backup.run(cli.global.printer()?.format).await,
+        Command::Snapshot(snapshot) => return snapshot.run(&cli.global).await,
         command => command,
     };
     let printer = cli.global.printer()?;
@@ -232,8 +237,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::MakeMirror(make_mirror) => make_mirror.run(&context).await,
         Command::Check(check) => check.run(&context).await,
         Command::Mirror(mirror) => mirror.run(&context).await,
-        Command::Version { .. } | Command::Completion(_) | Command::Backup(_) => {
-            unreachable!("they need no server, and were run before")
+        Command::Version { .. } | Command::Completion(_) | Command::Backup(_) | Command::Snapshot(_) => {
+            unreachable!("they were run before")
         }
     }
 }
