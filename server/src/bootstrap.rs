@@ -35,7 +35,7 @@ pub enum BootstrapError {
     #[error("{0}: another process uses this data directory; stop it first, or give this one its own --data-dir")]
     Locked(PathBuf),
     #[error(
-        "{0}: this data directory was written by etcd, whose files Pintle does not read; give Pintle a --data-dir of its own"
+        "{0}: this data directory was written by etcd, whose files Pintle does not use; make one of Pintle's out of it with pintle import, or give Pintle a --data-dir of its own"
     )]
     Etcd(PathBuf),
     #[error(

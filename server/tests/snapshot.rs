@@ -2,6 +2,7 @@
 
 mod etcd;
 mod member;
+mod same;
 
 use std::{fs, path::Path};
 
@@ -10,43 +11,12 @@ use member::Member;
 use proto::{
     EtcdError,
     etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest,
-        RangeRequest, RangeResponse, RequestOp, SnapshotRequest, TxnRequest, kv_client::KvClient,
-        lease_client::LeaseClient, maintenance_client::MaintenanceClient, request_op::Request as Op,
+        DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, RequestOp, SnapshotRequest,
+        TxnRequest, lease_client::LeaseClient, maintenance_client::MaintenanceClient, request_op::Request as Op,
     },
 };
+use same::{assert_same, compact, connect, delete, hash_kv, kv, put, read_all};
 use sha2::{Digest as _, Sha256};
-use tonic::transport::Channel;
-
-async fn connect(endpoint: String) -> Channel {
-    Channel::from_shared(endpoint).unwrap().connect().await.unwrap()
-}
-
-fn kv(channel: &Channel) -> KvClient<Channel> {
-    KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX)
-}
-
-fn put(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> PutRequest {
-    PutRequest { key: key.into().into(), value: value.into().into(), ..Default::default() }
-}
-
-fn delete(key: &str) -> DeleteRangeRequest {
-    DeleteRangeRequest { key: key.to_string().into(), ..Default::default() }
-}
-
-async fn compact(channel: &Channel, revision: i64) {
-    kv(channel).compact(CompactionRequest { revision, physical: true }).await.unwrap();
-}
-
-async fn read_all(channel: &Channel, revision: i64) -> Result<RangeResponse, tonic::Status> {
-    let all = RangeRequest { key: "\0".into(), range_end: "\0".into(), revision, ..Default::default() };
-    kv(channel).range(all).await.map(|answer| RangeResponse { header: None, ..answer.into_inner() })
-}
-
-async fn hash_kv(channel: &Channel, revision: i64) -> (u32, i64) {
-    let answer = MaintenanceClient::new(channel.clone()).hash_kv(HashKvRequest { revision }).await.unwrap();
-    (answer.get_ref().hash, answer.get_ref().compact_revision)
-}
 
 fn save(member: &Member, file: &Path) {
     etcdctl(&["--endpoints", &member.endpoint(), "snapshot", "save", file.to_str().unwrap()]);
@@ -60,22 +30,6 @@ fn status(file: &Path) -> (i64, u64) {
     let number = |name: &str| status[name].as_u64().unwrap();
     assert_eq!(number("totalSize") + 32, fs::metadata(file).unwrap().len());
     (number("revision") as i64, number("totalKey"))
-}
-
-/// Both have the same keys at every revision, the same hash, and refuse the same revisions.
-async fn assert_same(pintle: &Channel, etcd: &Channel, compacted: i64, revision: i64) {
-    assert_eq!(hash_kv(pintle, 0).await, hash_kv(etcd, 0).await);
-    for at in compacted.max(2)..=revision {
-        assert_eq!(read_all(pintle, at).await.unwrap(), read_all(etcd, at).await.unwrap(), "revision {at}");
-    }
-    for channel in [pintle, etcd] {
-        let future = read_all(channel, revision + 1).await.unwrap_err();
-        assert_eq!(future.message(), EtcdError::FutureRev.message());
-        if compacted > 0 {
-            let old = read_all(channel, compacted - 1).await.unwrap_err();
-            assert_eq!(old.message(), EtcdError::Compacted.message());
-        }
-    }
 }
 
 #[tokio::test]

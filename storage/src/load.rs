@@ -99,15 +99,19 @@ impl Loader {
         Ok(())
     }
 
-    /// Works out what each version superseded, and brings all to the disk. `progress` is told the bytes of the versions
-    /// it has looked at.
-    pub fn finish(mut self, compaction: Compaction, mut progress: impl FnMut(u64)) -> Result<(), StorageError> {
+    /// Works out what each version superseded, and brings all to the disk. `progress` is told the bytes of each version
+    /// that is looked at, and may end the work.
+    pub fn finish<E: From<StorageError>>(
+        mut self,
+        compaction: Compaction,
+        mut progress: impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.write_when(0)?;
         let mut newer: Option<Version> = None;
         let mut cursor = self.db.cursor(DATA);
         cursor.seek(b"");
         while let Some((at, value)) = cursor.item()? {
-            progress((at.len() + value.len()) as u64);
+            progress((at.len() + value.len()) as u64)?;
             let version = Version::read(&self.db, at, value)?;
             if let Some(newer) = &newer {
                 newer.write_event(&self.db, &mut self.batch, Some(&version).filter(|older| older.key == newer.key));
@@ -134,7 +138,7 @@ impl Loader {
             self.batch.put_cf(family, meta::COMPACTION_FINISHED, compaction.finished.to_be_bytes());
         }
         self.write_when(0)?;
-        self.db.flush()
+        Ok(self.db.flush()?)
     }
 
     fn write_when(&mut self, bytes: usize) -> Result<(), StorageError> {

@@ -76,12 +76,11 @@ fn fill(reader: &Reader, dir: &Path, described: &Described, progress: &Progress)
     let loaded = database::load(reader, &mut loader, progress)?;
     progress.begin("ordering by revision", reader.bytes());
     let mut done = 0;
-    let mut wanted = Ok(());
     loader.finish(described.compaction, |bytes| {
         done += bytes;
-        wanted = progress.at(done);
+        progress.at(done)
     })?;
-    wanted.map(|()| loaded)
+    Ok(loaded)
 }
 
 fn fill_from_data_dir(

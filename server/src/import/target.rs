@@ -45,7 +45,7 @@ impl Target {
     pub fn new(membership: &Membership) -> Result<Target, ImportError> {
         let config = membership.config()?;
         let members = bootstrap::initial_members(&config).map_err(|error| ImportError::Flags(error.to_string()))?;
-        let identity = Identity::new(&config.name, &config.cluster);
+        let identity = Identity { has_log: true, ..Identity::new(&config.name, &config.cluster) };
         let target = Target { data_dir: config.data_dir, identity, members, wal_dir: membership.wal_dir.clone() };
         target.check_empty()?;
         Ok(target)
@@ -70,7 +70,7 @@ impl Target {
         bump: Option<i64>,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Settled, E> {
-        let mut unfinished = Unfinished { made: Vec::new() };
+        let mut unfinished = Unfinished::default();
         let (partial, _lock) = self.begin(&mut unfinished)?;
         let store = partial.join("store");
         create(&store)?;
@@ -104,7 +104,7 @@ impl Target {
             }
             None => partial.join("wal"),
         };
-        unfinished.made.push(wal.clone());
+        unfinished.filled.push(wal.clone());
         futures::executor::block_on(raft::restored::begin_log(&wal, self.identity.member, &applied))?;
         self.identity.write(&partial.join("identity"))?;
 
@@ -113,7 +113,7 @@ impl Target {
         }
         let member = self.data_dir.join("member");
         fs::rename(partial, &member).map_err(|error| ImportError::io(&member, error))?;
-        unfinished.made.clear();
+        unfinished.keep();
         sync(&self.data_dir)?;
         Ok(settled)
     }
@@ -125,11 +125,15 @@ const LOCK: &str = "lock";
 impl Membership {
     /// As a member that is started with these flags has it.
     fn config(&self) -> Result<Config, ImportError> {
-        let text = |path: &PathBuf| path.to_str().map(String::from);
+        let text = |path: &Option<PathBuf>| {
+            let text = |path: &PathBuf| path.to_str().map(String::from).ok_or_else(|| path.clone());
+            let not_text = |path| ImportError::Flags(format!("{path:?}: the name of the directory is not UTF-8"));
+            path.as_ref().map(text).transpose().map_err(not_text)
+        };
         let given = [
             ("name", self.name.clone()),
-            ("data-dir", self.data_dir.as_ref().and_then(text)),
-            ("wal-dir", self.wal_dir.as_ref().and_then(text)),
+            ("data-dir", text(&self.data_dir)?),
+            ("wal-dir", text(&self.wal_dir)?),
             ("initial-cluster", self.initial_cluster.clone()),
             ("initial-cluster-token", self.initial_cluster_token.clone()),
             ("initial-advertise-peer-urls", self.initial_advertise_peer_urls.clone()),
@@ -140,9 +144,13 @@ impl Membership {
     }
 }
 
-/// What is removed unless all goes well: directories, the last one first.
+/// What is removed unless all goes well.
+#[derive(Default)]
 struct Unfinished {
+    /// Directories; the last one goes first.
     made: Vec<PathBuf>,
+    /// Directories that stay, without what is in them: they were there, and empty.
+    filled: Vec<PathBuf>,
 }
 
 impl Unfinished {
@@ -155,12 +163,20 @@ impl Unfinished {
         }
         Ok(())
     }
+
+    fn keep(&mut self) {
+        self.made.clear();
+        self.filled.clear();
+    }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
+        // What cannot be removed is in the way of the next one, which says so.
+        for dir in &self.filled {
+            let _ = remove_all(dir, |name| name == "lost+found");
+        }
         for dir in self.made.iter().rev() {
-            // What cannot be removed is in the way of the next one, which says so.
             let _ = fs::remove_dir_all(dir);
         }
     }

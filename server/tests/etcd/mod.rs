@@ -43,7 +43,8 @@ pub fn refused(arguments: &[&str]) -> String {
 }
 
 pub fn etcdctl(arguments: &[&str]) -> String {
-    run("etcdctl", arguments)
+    // On a machine that is busy with other tests, a hash of a password takes longer than etcdctl waits by itself.
+    run("etcdctl", &[&["--dial-timeout=30s", "--command-timeout=30s"], arguments].concat())
 }
 
 pub fn etcdutl(arguments: &[&str]) -> String {
@@ -76,14 +77,26 @@ impl Etcd {
         self.client
     }
 
+    /// Ends it in the middle of whatever it does.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     /// Restores a backup into `dir` and starts an etcd there.
     pub fn restore(backup: &Path, dir: &Path) -> Etcd {
+        Etcd::restore_with(backup, dir, &[])
+    }
+
+    /// The same with more flags for the restore.
+    pub fn restore_with(backup: &Path, dir: &Path, flags: &[&str]) -> Etcd {
         let [client, peer] = free_ports();
         let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         let dir = dir.to_str().unwrap();
         let cluster = ["--name", "n", "--initial-cluster", &format!("n={peer_url}"), "--data-dir", dir];
         let advertised = ["--initial-advertise-peer-urls", &peer_url];
-        etcdutl(&[&["snapshot", "restore", backup.to_str().unwrap()], &cluster[..], &advertised[..]].concat());
+        let backup = ["snapshot", "restore", backup.to_str().unwrap()];
+        etcdutl(&[&backup[..], &cluster[..], &advertised[..], flags].concat());
         let mut command = tool("etcd");
         command.args(cluster).args(advertised).args(["--listen-peer-urls", &peer_url]);
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);

@@ -201,7 +201,7 @@ impl Answer for Shown {
             .field("revision", revision.to_string())
             .field("totalKey", total_keys.to_string())
             .field("totalSize", total_bytes.to_string())
-            .finish()
+            .end()
     }
 
     fn fields(&self) -> Option<Fields> {
