@@ -2,8 +2,8 @@
 
 mod agree;
 mod backup;
-mod look;
 mod examples;
+mod look;
 mod mirror;
 mod pintlectl;
 mod secure;
