@@ -97,8 +97,8 @@ async fn what_is_not_covered_or_damaged_is_refused_and_nothing_is_left_behind() 
     let (_, error) = restore(&["--to-time=2001-01-01T00:00:00Z"]);
     assert!(error.contains("2001-01-01T00:00:00Z is not covered"), "{error}");
     let (code, error) = restore(&["--to-time=yesterday"]);
-    assert!(code == Some(128) && error.contains("is not a time such as"), "{error}");
-    assert_eq!(restore(&["--to-revision=0"]).0, Some(128));
+    assert!(code == Some(1) && error.contains("is not a time such as"), "{error}");
+    assert_eq!(restore(&["--to-revision=0"]).0, Some(1));
     let (_, error) = restore(&["--from-member=abc"]);
     assert!(error.contains("there is no whole full backup"), "{error}");
     let (_, error) = refusal(&["list", to.path().to_str().unwrap()]);
