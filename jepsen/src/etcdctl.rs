@@ -2,8 +2,12 @@
 //!
 //! Whatever etcdctl prints, and how it exits, must be the same for both once ids, addresses, sizes and times are taken
 //! out. The script is `etcdctl/script.txt`.
+//!
+//! With `--pintlectl`, pintlectl runs it in etcdctl's place, against etcd and against Pintle, and must print what etcdctl
+//! prints for etcd. What only reads is asked of one etcd by both, too, and then every byte counts.
 
 mod normalise;
+mod same;
 mod script;
 
 use std::{
@@ -46,6 +50,9 @@ pub struct Arguments {
     etcd: PathBuf,
     #[arg(long)]
     pintle: PathBuf,
+    /// Compare pintlectl with etcdctl
+    #[arg(long)]
+    pintlectl: Option<PathBuf>,
     /// Members of each cluster
     #[arg(long, default_value_t = 1, value_parser = crate::kill::parse_size)]
     nodes: usize,
@@ -59,37 +66,54 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> Result<()> {
     let mut dir = tempfile::Builder::new().prefix("pintle-etcdctl-").tempdir()?;
-    let mut etcd = Side::start("etcd", &arguments.etcd, &arguments, dir.path()).await?;
-    let mut pintle = Side::start("pintle", &arguments.pintle, &arguments, dir.path()).await?;
-    let outcome = compare(&mut etcd, &mut pintle, &arguments).await;
+    let (etcd, pintle, etcdctl) = (&arguments.etcd, &arguments.pintle, &arguments.etcdctl);
+    let compared = match &arguments.pintlectl {
+        None => vec![("pintle", pintle, etcdctl)],
+        Some(pintlectl) => vec![("etcd by pintlectl", etcd, pintlectl), ("pintle by pintlectl", pintle, pintlectl)],
+    };
+    let mut reference = Side::start("etcd", etcd, etcdctl, &arguments, dir.path()).await?;
+    let mut sides = Vec::new();
+    for (label, server, control) in compared {
+        sides.push(Side::start(label, server, control, &arguments, dir.path()).await?);
+    }
+    let outcome = compare(&mut reference, &mut sides, &arguments).await;
     if outcome.is_err() {
         dir.disable_cleanup(true);
-        eprintln!("{}data and logs are in {}", pintle.cluster.log_tails(), dir.path().display());
+        let logs: String = sides.iter().map(|side| side.cluster.log_tails()).collect();
+        eprintln!("{logs}data and logs are in {}", dir.path().display());
     }
     outcome
 }
 
-async fn compare(etcd: &mut Side, pintle: &mut Side, arguments: &Arguments) -> Result<()> {
-    let steps = script::parse(include_str!("etcdctl/script.txt"))?;
+async fn compare(reference: &mut Side, sides: &mut [Side], arguments: &Arguments) -> Result<()> {
+    let mut steps = script::parse(include_str!("etcdctl/script.txt"))?;
+    if arguments.pintlectl.is_some() {
+        steps.retain(|step| !step.etcdctl_alone);
+    }
     let mut differing = 0;
     for step in &steps {
-        let (expected, actual) = tokio::join!(etcd.run(step), pintle.run(step));
+        let others = futures::future::join_all(sides.iter_mut().map(|side| side.run(step)));
+        let (expected, others) = tokio::join!(reference.run(step), others);
         let command = step.words.join(" ");
         let expected = expected.with_context(|| format!("etcd: {command}"))?;
         if arguments.verbose {
             println!("$ {command}\n{}", expected.join("\n"));
         }
-        let difference = match actual {
-            Ok(actual) => difference(&expected, &actual),
-            Err(error) => Some(format!("  etcd   | {}\n  pintle | {error:#}\n", expected.join("\n         | "))),
-        };
-        if let Some(difference) = difference {
+        let mut differences = String::new();
+        for (side, actual) in sides.iter().zip(others) {
+            let actual = actual.unwrap_or_else(|error| vec![format!("{error:#}")]);
+            differences += &difference(&side.label, &expected, &actual);
+        }
+        if let Some(pintlectl) = arguments.pintlectl.as_ref().filter(|_| same::only_reads(step)) {
+            differences += &same::compare(reference, pintlectl, step).await?;
+        }
+        if !differences.is_empty() {
             differing += 1;
-            println!("$ {command}\n{difference}");
+            println!("$ {command}\n{differences}");
         }
     }
     if arguments.perf {
-        for side in [&*etcd, pintle] {
+        for side in std::iter::once(&*reference).chain(&*sides) {
             side.check_perf().await?;
         }
     }
@@ -122,23 +146,28 @@ async fn names(cluster: &Cluster) -> Result<Names> {
     Ok(names)
 }
 
-fn difference(expected: &[String], actual: &[String]) -> Option<String> {
+/// Lines that are not those of etcd.
+fn difference(label: &str, expected: &[String], actual: &[String]) -> String {
     let mut difference = String::new();
     for line in 0..expected.len().max(actual.len()) {
         let (expected, actual) = (expected.get(line), actual.get(line));
         if expected != actual {
-            for (side, text) in [("etcd  ", expected), ("pintle", actual)] {
+            for (side, text) in [("etcd", expected), (label, actual)] {
                 let text = text.map_or("(nothing)", String::as_str);
-                writeln!(difference, "  {side} | {text}").expect("a string takes all that is written");
+                writeln!(difference, "  {side:20} | {text}").expect("a string takes all that is written");
             }
         }
     }
-    (!difference.is_empty()).then_some(difference)
+    difference
 }
 
-/// One of the two clusters.
+/// One of the clusters, and the program that is asked to do things with it.
 struct Side {
-    etcdctl: PathBuf,
+    label: String,
+    control: PathBuf,
+    etcdutl: PathBuf,
+    /// Whether the program is another one than etcdctl, or is compared with one.
+    among_programs: bool,
     cluster: Cluster,
     names: Names,
     /// What commands have kept, and without that: a folder for files, a client URL, the id of a member that does not
@@ -147,17 +176,27 @@ struct Side {
 }
 
 impl Side {
-    async fn start(label: &str, binary: &Path, arguments: &Arguments, dir: &Path) -> Result<Side> {
-        let dir = dir.join(label);
+    async fn start(label: &str, binary: &Path, control: &Path, arguments: &Arguments, dir: &Path) -> Result<Side> {
+        let dir = dir.join(label.replace(' ', "-"));
         std::fs::create_dir(&dir)?;
         let cluster = Cluster::start(&Target::new(binary)?, arguments.nodes, &dir, &[]).await?;
         let mut names =
             timeout(COMMAND_LIMIT, names(&cluster)).await.context("not all members made themselves known")??;
-        let etcdctl = arguments.etcdctl.canonicalize().context("no etcdctl")?;
+        let canonical =
+            |path: &Path| path.canonicalize().with_context(|| format!("there is no program {}", path.display()));
+        let (control, etcdctl) = (canonical(control)?, canonical(&arguments.etcdctl)?);
         let dir = dir.to_string_lossy().into_owned();
         names.add_address(&dir, "dir");
         let kept = HashMap::from([("dir".to_owned(), dir), ("endpoint".to_owned(), cluster.nodes[0].endpoint())]);
-        Ok(Side { etcdctl, cluster, names, kept })
+        Ok(Side {
+            label: label.to_owned(),
+            control,
+            etcdutl: etcdctl.with_file_name("etcdutl"),
+            among_programs: arguments.pintlectl.is_some(),
+            cluster,
+            names,
+            kept,
+        })
     }
 
     /// Finds out which member does not lead now.
@@ -171,17 +210,21 @@ impl Side {
     }
 
     fn command(&self, words: &[String]) -> Command {
-        let mut command = self.program(&self.etcdctl, words);
-        // etcdctl refuses to be told twice.
+        let mut command = self.program(&self.control, words);
+        self.tell_endpoints(&mut command, words);
+        command
+    }
+
+    /// etcdctl refuses to be told twice.
+    fn tell_endpoints(&self, command: &mut Command, words: &[String]) {
         if !words.iter().any(|word| word.starts_with("--endpoints=")) {
             command.env("ETCDCTL_ENDPOINTS", self.cluster.endpoints().join(","));
         }
-        command
     }
 
     /// A command on files.
     fn offline_command(&self, words: &[String]) -> Command {
-        self.program(&self.etcdctl.with_file_name("etcdutl"), words)
+        self.program(&self.etcdutl, words)
     }
 
     fn program(&self, program: &Path, words: &[String]) -> Command {
@@ -204,7 +247,7 @@ impl Side {
             true => self.offline_command(&step.words),
             false => self.command(&step.words),
         };
-        let mut child = command.spawn().context("cannot run etcdctl")?;
+        let mut child = command.spawn().context("cannot be run")?;
         let mut input = child.stdin.take().expect("the input is piped");
         // A command that has ended meanwhile wanted no input.
         let _ = input.write_all(step.input.as_bytes()).await;
@@ -227,11 +270,13 @@ impl Side {
             }
             self.kept.insert(name.clone(), value.to_owned());
         }
-        let mut lines = normalise::output(&step.words, &output.stdout, &self.names)?;
+        let (stdout, stderr) = match self.among_programs {
+            true => (normalise::without_use(&output.stdout), normalise::complaints(&output.stderr)),
+            false => (output.stdout.as_slice(), output.stderr),
+        };
+        let mut lines = normalise::output(&step.words, stdout, &self.names)?;
         lines.extend(
-            normalise::errors(&step.words, &output.stderr, &self.names)
-                .into_iter()
-                .map(|line| format!("error: {line}")),
+            normalise::errors(&step.words, &stderr, &self.names).into_iter().map(|line| format!("error: {line}")),
         );
         if by_itself && !output.status.success() {
             lines.push(output.status.to_string());

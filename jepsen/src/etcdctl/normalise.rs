@@ -91,10 +91,9 @@ fn format_of(words: &[String]) -> Format {
 /// The lines of a command's output, comparable with those of another cluster.
 pub fn output(words: &[String], output: &[u8], names: &Names) -> Result<Vec<String>> {
     let format = format_of(words);
-    if format == Format::Protobuf
-        && let Some(message) = decode(&words[0], output)?
-    {
-        return Ok(vec![message]);
+    if format == Format::Protobuf && !output.is_empty() {
+        // Of other messages no more than that there is one; what only reads is compared byte by byte elsewhere.
+        return Ok(vec![decode(&words[0], output)?.unwrap_or_else(|| "<a message>".to_owned())]);
     }
     let text = String::from_utf8_lossy(output);
     let mut lines: Vec<String> = match format {
@@ -126,6 +125,31 @@ pub fn errors(words: &[String], output: &[u8], names: &Names) -> Vec<String> {
         lines.sort();
     }
     lines
+}
+
+/// The output, unless it tells how a command is used: each program says that in its own words.
+pub fn without_use(output: &[u8]) -> &[u8] {
+    if output.starts_with(b"NAME:") { b"" } else { output }
+}
+
+/// What a program complains of, without what only etcdctl says beside it: its log, its notice about a later version, how
+/// it is used, and the complaint once more.
+pub fn complaints(output: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(output);
+    let shows_use = |line: &str| matches!(line, "USAGE:" | "Usage:") || line.starts_with("Run '");
+    let is_about_use = text.lines().any(shows_use);
+    let mut kept: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        let beside = line.starts_with('{') || line.starts_with("In etcd v3.6") || line.starts_with("Try: ");
+        if !beside && (!is_about_use || line.starts_with("Error:")) && !kept.contains(&line) {
+            kept.push(line);
+        }
+    }
+    // Each is called by its own name.
+    kept.iter()
+        .map(|line| format!("{}\n", line.replace("\"pintlectl\"", "\"etcdctl\"")))
+        .collect::<String>()
+        .into_bytes()
 }
 
 /// etcdutl's log has tabs between its fields, of which the first is the time.

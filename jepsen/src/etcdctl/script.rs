@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub struct Step {
     /// etcdutl in place of etcdctl
     pub offline: bool,
+    /// No other program need do the same.
+    pub etcdctl_alone: bool,
     pub words: Vec<String>,
     pub input: String,
     /// A name for a word of the output, counted from one.
@@ -52,6 +54,7 @@ fn parse_line(line: &str, steps: &mut Vec<Step>) -> Result<()> {
             let (lines, beside) = rest.split_once(' ').unwrap_or((rest, ""));
             step.ends = Some(Ends::AfterLines { lines: lines.parse()?, beside: split(beside)? });
         }
+        '*' => step.etcdctl_alone = true,
         '~' => step.ends = Some(Ends::WhenPrinted(split(rest)?)),
         _ => bail!("a line cannot begin with {sign:?}"),
     }

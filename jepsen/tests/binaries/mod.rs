@@ -19,6 +19,18 @@ pub fn pintle() -> PathBuf {
     pintle
 }
 
+/// pintlectl as it was built beside the harness.
+#[allow(dead_code, reason = "one test runs it")]
+pub fn pintlectl() -> PathBuf {
+    let pintlectl = harness().with_file_name("pintlectl");
+    assert!(
+        pintlectl.is_file(),
+        "no pintlectl at {}: build it with `cargo build --release -p client`",
+        pintlectl.display()
+    );
+    pintlectl
+}
+
 /// etcd or etcdctl, as the variable names it, or in the PATH.
 #[allow(dead_code, reason = "not every test needs etcd")]
 pub fn of_etcd(name: &str, variable: &str) -> PathBuf {

@@ -97,7 +97,7 @@ pub fn complaint(error: &clap::Error) -> Option<Failure> {
             format!("unknown command \"{name}\" for \"pintlectl\"")
         }
         ErrorKind::InvalidValue | ErrorKind::TooFewValues if value.is_empty() => {
-            format!("flag needs an argument: {}", flag_name(&argument))
+            format!("flag needs an argument: {}", as_given(flag_name(&argument)))
         }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let why = std::error::Error::source(error).map_or_else(|| "invalid value".to_string(), ToString::to_string);
@@ -123,6 +123,16 @@ pub fn complaint(error: &clap::Error) -> Option<Failure> {
 /// `--limit <LIMIT>` and `--write-out[=<FORMAT>]` without what stands behind the name.
 fn flag_name(argument: &str) -> &str {
     argument.split([' ', '[', '=']).next().unwrap_or(argument)
+}
+
+/// A flag whose argument is missing is the last word there is.
+fn as_given(name: &str) -> String {
+    match env::args().next_back() {
+        Some(last) if last.starts_with('-') && !last.starts_with("--") => {
+            format!("'{}' in {last}", last.chars().next_back().unwrap_or('-'))
+        }
+        _ => name.to_string(),
+    }
 }
 
 fn unknown_flag(argument: &str) -> String {

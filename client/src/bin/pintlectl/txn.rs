@@ -50,22 +50,19 @@ impl Txn {
         let prompt = |text: &str| if self.interactive { print_line(text) } else { Ok(()) };
         let mut input = io::stdin().lock();
         prompt("compares:")?;
-        let txn = block(&mut input)?
-            .iter()
-            .map(|line| comparison(line))
-            .try_fold(client::Txn::new(), |txn, comparison| comparison.map(|comparison| txn.when(comparison)))?;
+        let txn = block(&mut input, comparison)?.into_iter().fold(client::Txn::new(), client::Txn::when);
         prompt("success requests (get, put, del):")?;
-        let txn = block(&mut input)?.iter().try_fold(txn, |txn, line| operation(line).map(|op| txn.then(op)))?;
+        let txn = block(&mut input, operation)?.into_iter().fold(txn, client::Txn::then);
         prompt("failure requests (get, put, del):")?;
-        let txn = block(&mut input)?.iter().try_fold(txn, |txn, line| operation(line).map(|op| txn.otherwise(op)))?;
+        let txn = block(&mut input, operation)?.into_iter().fold(txn, client::Txn::otherwise);
         let answer = context.client.txn(txn).await?;
         context.print(&answer)
     }
 }
 
-/// Lines up to an empty one.
-fn block(input: &mut impl BufRead) -> Result<Vec<String>, Failure> {
-    let mut lines = Vec::new();
+/// What lines up to an empty one say. A line that says nothing good is the end at once, whatever follows.
+fn block<T>(input: &mut impl BufRead, parse: impl Fn(&str) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
+    let mut parsed = Vec::new();
     loop {
         let mut line = String::new();
         let read = input.read_line(&mut line).map_err(|error| failure::invalid_input(error.to_string()))?;
@@ -74,8 +71,8 @@ fn block(input: &mut impl BufRead) -> Result<Vec<String>, Failure> {
                 .hint("a transaction has three blocks: comparisons, operations, operations; an empty line ends each"));
         }
         match line.trim() {
-            "" => return Ok(lines),
-            line => lines.push(line.to_string()),
+            "" => return Ok(parsed),
+            line => parsed.push(parse(line)?),
         }
     }
 }
@@ -213,7 +210,8 @@ mod tests {
     #[test]
     fn a_block_ends_with_an_empty_line() {
         let mut input = io::Cursor::new("a\n b \n\nc\n");
-        assert_eq!(block(&mut input).unwrap(), ["a", "b"]);
-        assert_eq!(block(&mut input).unwrap_err().to_string(), "EOF");
+        let as_it_is = |line: &str| Ok(line.to_string());
+        assert_eq!(block(&mut input, as_it_is).unwrap(), ["a", "b"]);
+        assert_eq!(block(&mut input, as_it_is).unwrap_err().to_string(), "EOF");
     }
 }
