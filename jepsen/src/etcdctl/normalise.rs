@@ -140,7 +140,8 @@ pub fn complaints(output: &[u8]) -> Vec<u8> {
     let is_about_use = text.lines().any(shows_use);
     let mut kept: Vec<&str> = Vec::new();
     for line in text.lines() {
-        let beside = line.starts_with('{') || line.starts_with("In etcd v3.6") || line.starts_with("Try: ");
+        let beside =
+            line.is_empty() || line.starts_with('{') || line.starts_with("In etcd v3.6") || line.starts_with("Try: ");
         if !beside && (!is_about_use || line.starts_with("Error:")) && !kept.contains(&line) {
             kept.push(line);
         }
@@ -322,7 +323,9 @@ fn plain(text: &str, names: &Names) -> String {
         rest = &rest[end..];
     }
     // Ids are padded to 16 digits.
-    let shown = shown.replace("  <", " <");
+    while shown.contains("  <") {
+        shown = shown.replace("  <", " <");
+    }
     match shown.split_once("remaining(") {
         Some((before, after)) => {
             format!("{before}remaining(<…>{}", after.find(')').map_or("", |end| &after[end..]))

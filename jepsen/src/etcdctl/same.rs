@@ -42,8 +42,10 @@ async fn outcome(side: &Side, program: &Path, words: &[String]) -> Result<Vec<St
     side.tell_endpoints(&mut command, words);
     let output = timeout(COMMAND_LIMIT, command.output()).await.context("no end")??;
     // What is not text has escapes, so that no two bytes look the same.
-    let mut lines: Vec<String> =
-        output.stdout.split(|byte| *byte == b'\n').map(|line| line.escape_ascii().to_string()).collect();
+    let mut lines: Vec<String> = normalise::without_use(&output.stdout)
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.escape_ascii().to_string())
+        .collect();
     let complaints = normalise::complaints(&output.stderr);
     lines.push(format!("{} {}", output.status, String::from_utf8_lossy(&complaints)));
     Ok(lines)
