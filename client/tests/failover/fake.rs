@@ -354,7 +354,7 @@ impl Auth for State {
         _: Request<pb::AuthenticateRequest>,
     ) -> Result<Response<pb::AuthenticateResponse>, Status> {
         let token = format!("token.{}", self.tokens.fetch_add(1, Ordering::SeqCst) + 1);
-        // Long enough for others to ask, too, if they did.
+        // A delay: that others ask, too, is what must not happen, so there is nothing to wait for.
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         Ok(Response::new(pb::AuthenticateResponse { token, header: None }))
     }

@@ -309,6 +309,7 @@ impl Del {
         let delete = self.request()?;
         if let Some((from, to)) = doubtful.filter(|_| io::stderr().is_terminal()) {
             eprintln!("Warning: keys from {from} up to {to} will be deleted in 2 seconds; --range does it at once.");
+            // A delay: whoever has second thoughts ends the program, and nothing else tells of them.
             tokio::time::sleep(SECOND_THOUGHTS).await;
         }
         let answer = context.client.delete(delete).await?;
