@@ -65,10 +65,11 @@ async fn a_lock_is_given_up_with_its_session_its_guard_and_its_future(store: Sto
     assert_eq!(first.lock("name").await.map(|_| ()), Err(Error::HeldAlready("name".to_string())));
 
     // Nobody waits any more: the place is left.
+    let mut places = client.watch(Watch::prefix("name/")).await.unwrap();
     assert!(timeout(Duration::from_millis(200), second.lock("name")).await.is_err());
     let left = async {
         while client.get(Get::prefix("name/")).await.unwrap().count > 1 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            places.next().await.unwrap();
         }
     };
     soon(left).await;
@@ -283,6 +284,7 @@ async fn endpoints_follow_the_members(store: Store) {
     let deadline = Instant::now() + SOON;
     while client.endpoints().len() < 3 {
         assert!(Instant::now() < deadline, "the others are not found");
+        // The client tells nobody of it: it can only be asked again.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The only endpoint it was given is gone.

@@ -57,7 +57,7 @@ struct State {
     renewals: Arc<AtomicUsize>,
     lease_streams: AtomicUsize,
     watch_streams: AtomicUsize,
-    canceled: Mutex<Vec<i64>>,
+    canceled: tokio::sync::watch::Sender<Vec<i64>>,
     /// How many tokens were given out. Where auth is on, the last one alone is good.
     tokens: AtomicUsize,
     is_auth_on: AtomicBool,
@@ -124,9 +124,10 @@ impl Fake {
         self.state.watch_streams.load(Ordering::SeqCst)
     }
 
-    /// How many watchers were taken back.
-    pub fn canceled(&self) -> usize {
-        self.state.canceled.lock().unwrap().len()
+    /// Returns once so many watches have been canceled.
+    pub async fn canceled(&self, count: usize) {
+        let mut canceled = self.state.canceled.subscribe();
+        canceled.wait_for(|canceled| canceled.len() >= count).await.expect("the server is there");
     }
 
     pub fn lease_streams(&self) -> usize {
@@ -218,7 +219,7 @@ impl Watch for Watches {
                         let script = state.scripts.lock().unwrap().pop_front().expect("one script per watch");
                         tokio::spawn(play(script, create, sender.clone()));
                     }
-                    RequestUnion::CancelRequest(cancel) => state.canceled.lock().unwrap().push(cancel.watch_id),
+                    RequestUnion::CancelRequest(cancel) => state.canceled.send_modify(|ids| ids.push(cancel.watch_id)),
                     RequestUnion::ProgressRequest(_) => {
                         let _ = sender.send(Ok(WatchResponse { watch_id: -1, ..events(100, &[]) })).await;
                     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use client::{
     Balance, Client, Credentials, Error, EtcdError, Get, LeaseId, Options, Put, Watch, mvccpb::Event, pb::WatchResponse,
 };
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use crate::fake::{Act, Fake, canceled, created, events};
@@ -100,7 +101,7 @@ async fn progress_is_reported_where_it_was_asked_for_and_moves_the_watch() {
     let response = watcher.next().await.unwrap();
     assert!(response.events.is_empty());
     assert_eq!(watcher.next_revision(), 9);
-    let resumed = tokio::time::timeout(Duration::from_millis(500), watcher.next()).await;
+    let resumed = timeout(Duration::from_millis(500), watcher.next()).await;
     assert!(resumed.is_err(), "nothing more was sent");
     assert_eq!(server.watches_from(), [0, 9]);
 }
@@ -239,11 +240,7 @@ async fn watchers_share_a_stream_and_leave_it() {
     }
     assert_eq!(server.watch_streams(), 1);
     watchers.truncate(1);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while server.canceled() < 2 {
-        assert!(Instant::now() < deadline, "the server is not told");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    timeout(Duration::from_secs(10), server.canceled(2)).await.expect("the server is told");
     // The answer is for all of the stream, and moves nobody: an older server sends it too early.
     watchers[0].request_progress();
     assert!(watchers[0].next().await.unwrap().events.is_empty());
@@ -262,12 +259,12 @@ async fn a_slow_watcher_holds_up_no_other_and_misses_nothing() {
     for watcher in [&mut quick, &mut slow] {
         let mut seen = Vec::new();
         while seen.last() != Some(&COUNT) {
-            let response = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("it goes on");
+            let response = timeout(Duration::from_secs(10), watcher.next()).await.expect("it goes on");
             seen.extend(revisions(&response.unwrap().events));
         }
         assert_eq!(seen, (2..=COUNT).collect::<Vec<_>>());
     }
-    assert!(server.canceled() > 0, "it was taken off the stream");
+    timeout(Duration::from_secs(10), server.canceled(1)).await.expect("it was taken off the stream");
 }
 
 #[tokio::test]
