@@ -178,9 +178,11 @@ pub fn is_read_only(request: &TxnRequest) -> bool {
     ranges(request).all(|range| range.is_some())
 }
 
-/// Whether every read of it is content with this member's state.
+/// Whether every read of it is content with this member's state. Where there is none, nobody said so, and it is not:
+/// etcd (`txn.go`, `IsTxnSerializable`) lets a stale member decide the comparisons then.
 pub fn is_serializable(request: &TxnRequest) -> bool {
-    ranges(request).all(|range| range.is_some_and(|range| range.serializable))
+    let mut ranges = ranges(request).peekable();
+    ranges.peek().is_some() && ranges.all(|range| range.is_some_and(|range| range.serializable))
 }
 
 /// The operations of both branches; None for each that is no range.
@@ -316,5 +318,7 @@ mod tests {
         assert!(!is_read_only(&txn_of(vec![nested(vec![], vec![])], vec![])));
         assert!(!is_serializable(&txn_of(vec![range_of("a", false)], vec![range_of("b", true)])));
         assert!(is_serializable(&txn_of(vec![range_of("a", true)], vec![])));
+        assert!(is_read_only(&txn_of(vec![], vec![])));
+        assert!(!is_serializable(&txn_of(vec![], vec![])));
     }
 }
