@@ -39,6 +39,9 @@ async fn etcd_starts_from_a_backup_of_an_empty_store() {
     let file = dir.path().join("backup");
     save(&member, &file);
     assert_eq!((status(&file).0, fs::metadata(&file).unwrap().len() % 512), (0, 32));
+    // etcd 3.6 would not start from a later one's.
+    let version = b"storageVersion3.6.0";
+    assert!(fs::read(&file).unwrap().windows(version.len()).any(|bytes| bytes == version));
     let etcd = Etcd::restore(&file, &dir.path().join("etcd"));
     assert_same(&connect(member.endpoint()).await, &connect(etcd.endpoint()).await, -1, 1).await;
 }

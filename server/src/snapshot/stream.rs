@@ -89,8 +89,7 @@ async fn send(
     let begin = Instant::now();
     let (store, folder) = (ctx.store.clone(), ctx.snapshots.folder.clone());
     let storage_version = version::storage_text(&store);
-    let version = storage_version.clone();
-    let made = host::blocking(move || make(&store, &version, &folder, unwanted)).await;
+    let made = host::blocking(move || make(&store, &folder, unwanted)).await;
     let (file, total) = made.map_err(|_| EtcdError::Stopped)?.map_err(|error| failed(ctx, error))?;
     tracing::info!(total_bytes = total, storage_version, "sending database snapshot to client");
     let part = |blob, remaining_bytes| {
@@ -124,14 +123,10 @@ async fn send(
 }
 
 /// The file and its length.
-fn make(
-    store: &Store,
-    storage_version: &str,
-    folder: &Path,
-    unwanted: CancellationToken,
-) -> Result<(File, u64), WriteError> {
+fn make(store: &Store, folder: &Path, unwanted: CancellationToken) -> Result<(File, u64), WriteError> {
     let out = file::create(folder, unwanted)?;
-    let (out, total) = store.export(|state| etcd::write(state, storage_version, out))?;
+    let storage_version = version::backup_text(store);
+    let (out, total) = store.export(|state| etcd::write(state, &storage_version, out))?;
     Ok((file::finish(out)?, total))
 }
 

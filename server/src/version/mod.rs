@@ -30,6 +30,8 @@ pub use monitor::start;
 
 /// What a cluster has while not all of its members' releases are known. (etcd: `api/version`, MinClusterVersion.)
 const MIN: Version = Version { major: 3, minor: 0 };
+/// The first release that starts from a backup as it is; those after it take it over as they start.
+const BACKUP: Version = Version { major: 3, minor: 6 };
 /// What an endpoint tells before there is a cluster version.
 const NOT_DECIDED: &str = "not_decided";
 
@@ -91,6 +93,12 @@ pub fn cluster_text(store: &Store) -> String {
 /// What is reported as the version of the format.
 pub fn storage_text(store: &Store) -> String {
     of_cluster(store).filter(|version| *version > MIN).map_or_else(|| ETCD_STORAGE_VERSION.into(), Version::full)
+}
+
+/// What a backup tells of its format. 3.7 changed nothing in 3.6's, and 3.6 refuses to start from a newer one.
+/// (etcd: `storage/schema/schema.go`, schemaChanges.)
+pub fn backup_text(store: &Store) -> String {
+    of_cluster(store).filter(|version| *version > MIN).map_or(BACKUP, |version| version.min(BACKUP)).full()
 }
 
 /// For Status.
