@@ -20,6 +20,7 @@
 mod evidence;
 mod model;
 pub mod search;
+mod shrink;
 #[cfg(test)]
 mod tests;
 
@@ -30,11 +31,12 @@ use anyhow::{Context as _, Result};
 use super::{
     history::{Blob, History, Keys, Request, Txn, TxnOp},
     store::Store,
-    verdict::Verdict,
+    verdict::{Anomaly, Verdict},
 };
 use evidence::Evidence;
 use model::{Judged, StoreModel};
 use search::{Call, Found, search};
+use shrink::shrink;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -44,6 +46,8 @@ pub enum Scope {
 
 /// Some 300 MB.
 const CONFIGURATIONS_MAX: usize = 6_000_000;
+/// Of a part of a history: that it has no order must be found quickly, or it is no help.
+const CONFIGURATIONS_OF_PART_MAX: usize = 100_000;
 const SHOWN_OF_ORDER: usize = 12;
 
 /// One order for all requests to the store, which begins as `initial`.
@@ -131,35 +135,70 @@ fn check(
     let definite = operations.iter().filter(|operation| operation.response.is_some()).count();
     verdict.count("operations with an answer", definite);
     verdict.count("operations of unknown outcome", operations.len() - definite);
-    let evidence = match Evidence::of_operations(operations, watched) {
-        Ok(evidence) => evidence,
-        Err(anomaly) => {
-            verdict.anomalies.push(anomaly);
-            return (verdict, None);
-        }
-    };
-    let calls: Vec<Call> = operations.iter().map(Judged::call).collect();
     let claimed: BTreeSet<i64> = all.iter().filter_map(Judged::claims).collect();
-    let mut model = StoreModel::new(initial.clone(), operations, scope, &evidence, &claimed);
-    match search(&mut model, &calls, configurations_max) {
+    let question = Question { initial, scope, watched, claimed: &claimed };
+    let answered = question.ask(operations, configurations_max, |mut model, calls, found| match found {
         Found::Order(order) => {
             // The search goes back to where it began.
-            model.redo(&order, &calls);
-            return (verdict, Some(model.into_store()));
+            model.redo(&order, calls);
+            Some(Some(model.into_store()))
         }
-        Found::Undecided => verdict
+        Found::Undecided => Some(None),
+        Found::Nothing { .. } => None,
+    });
+    match answered {
+        Err(anomaly) => verdict.anomalies.push(anomaly),
+        Ok(Some(Some(store))) => return (verdict, Some(store)),
+        Ok(Some(None)) => verdict
             .undecided
             .push(format!("no order of {} operations within {configurations_max} configurations", operations.len())),
-        Found::Nothing { longest, stuck } => {
-            let explanation = explain(&mut model, operations, &calls, &longest, &stuck);
-            // With the end of the order, they are the smallest history that shows it.
-            let end = longest[longest.len().saturating_sub(SHOWN_OF_ORDER)..].iter();
-            let late = first_left(&calls, &longest);
-            let entries = end.chain(&stuck).chain(&late).map(|operation| operations[*operation].invoked);
-            verdict.found("not linearizable", entries.collect::<Vec<usize>>(), explanation);
-        }
+        Ok(None) => verdict.anomalies.push(question.smallest(operations, configurations_max)),
     }
     (verdict, None)
+}
+
+/// Whether operations have an order, but for the operations.
+struct Question<'a> {
+    initial: &'a Store,
+    scope: Scope,
+    watched: &'a Evidence,
+    claimed: &'a BTreeSet<i64>,
+}
+
+impl Question<'_> {
+    /// Searches, and hands what was found to `then`. What a single answer contradicts is an anomaly at once.
+    fn ask<T>(
+        &self,
+        operations: &[Judged],
+        configurations_max: usize,
+        then: impl FnOnce(StoreModel, &[Call], Found) -> T,
+    ) -> Result<T, Anomaly> {
+        let evidence = Evidence::of_operations(operations, self.watched)?;
+        let calls: Vec<Call> = operations.iter().map(Judged::call).collect();
+        let mut model = StoreModel::new(self.initial.clone(), operations, self.scope, &evidence, self.claimed);
+        let found = search(&mut model, &calls, configurations_max);
+        Ok(then(model, &calls, found))
+    }
+
+    /// Of operations that have no order, those that show it.
+    fn smallest(&self, operations: &[Judged], configurations_max: usize) -> Anomaly {
+        let part = shrink(operations, |part| {
+            let found = self.ask(part, CONFIGURATIONS_OF_PART_MAX, |_, _, found| found);
+            matches!(found, Ok(Found::Nothing { .. }))
+        });
+        let explained = self.ask(&part, configurations_max, |mut model, calls, found| {
+            let Found::Nothing { longest, stuck } = found else { unreachable!("it was found to have no order") };
+            let explanation = explain(&mut model, &part, calls, &longest, &stuck);
+            // With the end of the order, they are the smallest history that shows it.
+            let end = longest[longest.len().saturating_sub(SHOWN_OF_ORDER)..].iter();
+            let late = first_left(calls, &longest);
+            let entries = end.chain(&stuck).chain(&late).map(|operation| part[*operation].invoked).collect();
+            let (few, all) = (part.len(), operations.len());
+            let explanation = format!("{few} of {all} operations show it: {explanation}");
+            Anomaly { name: "not linearizable", explanation, entries }
+        });
+        explained.unwrap_or_else(|anomaly| anomaly)
+    }
 }
 
 /// The end of the longest order, and why none of the operations that run then can be next.

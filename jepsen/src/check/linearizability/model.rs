@@ -89,6 +89,15 @@ impl Judged {
         Call { invoked: self.invoked, ended: self.ended, rank: ranks }
     }
 
+    /// Whether the store is the same without it, whatever else happened.
+    pub fn changes_nothing(&self) -> bool {
+        match &self.request {
+            Request::Range(_) => true,
+            Request::DeleteRange(_) | Request::Txn(_) => self.effect() == Some(false),
+            _ => false,
+        }
+    }
+
     /// The revision that it was told as its own.
     pub fn claims(&self) -> Option<i64> {
         let revision = self.response.as_ref()?.header.revision;

@@ -40,6 +40,27 @@ fn second() -> Vec<KeyValue> {
     vec![kv("a", "2", (2, 3, 2))]
 }
 
+fn nth(number: i64) -> Vec<KeyValue> {
+    vec![kv("a", &number.to_string(), (2, number + 1, number))]
+}
+
+#[test]
+fn what_does_not_show_it_is_left_out() {
+    let mut tape = Tape::default();
+    for number in 1..=30 {
+        tape.put(1, "a", &number.to_string(), number + 1).get(2, "a", number + 1, nth(number));
+    }
+    // Of the version before, when the last one has been read.
+    tape.get(3, "a", 30, nth(29));
+    for number in 31..=60 {
+        tape.put(1, "a", &number.to_string(), number + 1).get(2, "a", number + 1, nth(number));
+    }
+    rejects(&tape);
+    let verdict = keys(&tape);
+    let explanation = &verdict.anomalies[0].explanation;
+    assert!(explanation.starts_with("31 of 121 operations show it"), "{explanation}");
+}
+
 fn delete(key: &str) -> Request {
     Request::DeleteRange(DeleteRange { keys: Keys::one(key), prev_kv: false })
 }
