@@ -64,6 +64,7 @@ struct Inner {
     changes: Changes,
     roster: watch::Receiver<Arc<Roster>>,
     heard: Heard,
+    failure: watch::Sender<Option<String>>,
     meter: Arc<dyn Meter>,
 }
 
@@ -130,7 +131,9 @@ impl Node {
         }
 
         let (removed_sender, removed) = watch::channel(false);
-        let leadership = Leadership::start(config.member.0, raft.clone(), config.election_timeout, removed);
+        let failure = watch::Sender::new(None);
+        let leadership =
+            Leadership::start(config.member.0, raft.clone(), config.election_timeout, removed, failure.subscribe());
         let proposer = Proposer::start(raft.clone(), peers.clone(), leadership.clone());
         let reads = ReadIndex::start(raft.clone(), peers.clone(), leadership.clone(), 2 * config.election_timeout);
         let changes = Changes {
@@ -173,6 +176,7 @@ impl Node {
             changes,
             roster,
             heard,
+            failure,
             meter: config.meter,
         };
         Ok(Node { inner: Arc::new(inner) })
@@ -382,6 +386,8 @@ impl Node {
             changes: inner.changes.clone(),
             roster: inner.roster.clone(),
             heard: inner.heard.clone(),
+            log: inner.log.clone(),
+            failure: inner.failure.clone(),
             meter: inner.meter.clone(),
             change_timeout: REQUEST_TIMEOUT + 2 * inner.election_timeout,
         };

@@ -23,8 +23,14 @@ pub struct Leadership {
 
 impl Leadership {
     /// Starts the task that follows Raft, which ends with it. A leader that has not heard from a quorum for an election
-    /// timeout is none any more. `removed` tells when this member has been removed.
-    pub fn start(member: u64, raft: Raft, election_timeout: Duration, mut removed: watch::Receiver<bool>) -> Self {
+    /// timeout is none any more. `removed` tells when this member has been removed, `failure` why it must not go on.
+    pub fn start(
+        member: u64,
+        raft: Raft,
+        election_timeout: Duration,
+        mut removed: watch::Receiver<bool>,
+        mut failure: watch::Receiver<Option<String>>,
+    ) -> Self {
         let mut raft_metrics = raft.metrics();
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
         let (sender, status) = watch::channel(now);
@@ -37,10 +43,12 @@ impl Leadership {
                     changed = raft_metrics.changed() => if changed.is_err() { return },
                     // Whoever told it may have ended; the ticks go on.
                     Ok(()) = removed.changed() => {}
+                    Ok(()) = failure.changed() => {}
                     _ = ticks.tick() => {}
                 }
                 let is_removed = *removed.borrow_and_update();
-                let now = Status { is_removed, ..status_of(&raft_metrics.borrow_and_update(), election_timeout) };
+                let mut now = Status { is_removed, ..status_of(&raft_metrics.borrow_and_update(), election_timeout) };
+                now.fatal = failure.borrow_and_update().clone().or(now.fatal);
                 let is_stopped = now.fatal.is_some();
                 sender.send_if_modified(|status| {
                     let is_new = roles(status) != roles(&now);

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::time::Instant;
+use std::{fs, path::Path, time::Instant};
 
 use bytes::Bytes;
 use harness::{Cluster, ELECTION, put, put_on, try_start_member, value};
@@ -141,4 +141,43 @@ async fn a_member_that_lost_its_directory_is_refused() {
     // With its own directory it is welcome.
     cluster.start_node(lost).await;
     cluster.node(lost).read_index().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_disk_has_lost_what_it_had_synced_ends() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let victim = (leader + 1) % 3;
+    put_on(cluster.node(leader), "a", "1").await;
+    cluster.crash(victim).await;
+    let before = TempDir::new().unwrap();
+    copy(cluster.dirs[victim].path(), before.path());
+    cluster.start_node(victim).await;
+    put_on(cluster.node(leader), "b", "2").await;
+    // It has the put when it answers so.
+    cluster.node(victim).read_index().await.unwrap();
+    cluster.crash(victim).await;
+
+    cluster.dirs[victim] = before;
+    cluster.start_node(victim).await;
+    let mut status = cluster.node(victim).watch_status();
+    let status = status.wait_for(|status| status.fatal.is_some()).await.unwrap().clone();
+    let reason = status.fatal.unwrap();
+    assert!(reason.contains("the disk has lost what it had synced"), "{reason}");
+    assert!(cluster.node(victim).propose(put("c", "3")).await.is_err());
+    // The others go on.
+    put_on(cluster.node(leader), "c", "3").await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => {
+                fs::create_dir(&to).unwrap();
+                copy(&entry.path(), &to);
+            }
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
 }

@@ -39,6 +39,8 @@ pub struct Recorder {
     next_value: AtomicU64,
     /// The highest revision that anyone was told.
     revision: AtomicI64,
+    /// The highest revision that anyone asked to compact at.
+    compacted: AtomicI64,
     /// The revision up to which the witness has seen everything.
     witnessed: AtomicI64,
     /// When a write last succeeded, in nanoseconds since the begin.
@@ -56,6 +58,7 @@ impl Recorder {
             next_lease: AtomicI64::new(1),
             next_value: AtomicU64::new(1),
             revision: AtomicI64::new(1),
+            compacted: AtomicI64::new(1),
             witnessed: AtomicI64::new(1),
             last_success_ns: AtomicU64::new(0),
         }
@@ -91,6 +94,11 @@ impl Recorder {
         self.revision.load(Ordering::Relaxed)
     }
 
+    /// The highest revision that anyone asked to compact at.
+    pub fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::Relaxed)
+    }
+
     pub fn witnessed(&self) -> i64 {
         self.witnessed.load(Ordering::Relaxed)
     }
@@ -111,6 +119,9 @@ impl Recorder {
     pub fn note(&self, process: u64, node: Option<&str>, event: Event) {
         if let Event::Ok(response) = &event {
             self.revision.fetch_max(response.header.revision, Ordering::Relaxed);
+        }
+        if let Event::Invoke(Request::Compact { revision }) = &event {
+            self.compacted.fetch_max(*revision, Ordering::Relaxed);
         }
         let node = node.map(str::to_owned);
         let mut history = self.history.lock();

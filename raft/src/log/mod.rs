@@ -52,6 +52,7 @@ use self::{
 use crate::{
     Meter, StartError,
     disk::{Disk, DiskFile},
+    network::acknowledged::Held,
     types::{Entry, LogId, Payload, TypeConfig, Vote},
 };
 
@@ -197,6 +198,13 @@ impl Log {
     pub fn end(&self) -> Option<LogId> {
         let state = self.shared.state.lock();
         state.log.last().max(state.log.installed)
+    }
+
+    /// What is in it, and whom it follows.
+    pub fn held(&self) -> Held {
+        let state = self.shared.state.lock();
+        let end = state.log.last().max(state.log.installed);
+        Held { vote: state.log.vote, count: end.map_or(0, |id| id.index + 1) }
     }
 
     pub fn purged(&self) -> Option<LogId> {

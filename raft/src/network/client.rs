@@ -37,7 +37,9 @@ use tonic::{
 };
 
 use super::{
-    CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER, append_to_wire, appended_from_wire,
+    CLUSTER, FROM, KEEP_ALIVE_PARTS, MEMBER,
+    acknowledged::Acknowledged,
+    append_to_wire, appended_from_wire,
     connect::{PeerChannel, Reach},
     transfer, vote_request_to_wire, voted_from_wire,
 };
@@ -82,6 +84,7 @@ pub struct Peers {
     /// Knows the newest URLs, once Raft has started.
     metrics: Arc<OnceLock<Metrics>>,
     reach: Reach,
+    acknowledged: Acknowledged,
 }
 
 type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
@@ -103,8 +106,8 @@ impl Peers {
         meter: Arc<dyn Meter>,
         reach: Reach,
     ) -> Self {
-        let (forwarding, metrics) = Default::default();
-        Peers { cluster, member, election_timeout, snapshots, forwarding, meter, metrics, reach }
+        let (forwarding, metrics, acknowledged) = Default::default();
+        Peers { cluster, member, election_timeout, snapshots, forwarding, meter, metrics, reach, acknowledged }
     }
 
     /// From now on a member's URLs are those that Raft knows.
@@ -205,16 +208,8 @@ impl Connection {
     }
 
     fn told(&self) -> Told {
-        Told { meter: self.peers.meter.clone(), peer: MemberId(self.target) }
-    }
-
-    fn tell(&self, event: PeerEvent) {
-        self.peers.meter.peer(MemberId(self.target), event);
-    }
-
-    fn sent<T: Message>(&self, message: T) -> T {
-        self.tell(PeerEvent::Sent(message.encoded_len()));
-        message
+        let Peers { meter, acknowledged, .. } = self.peers.clone();
+        Told { meter, peer: MemberId(self.target), acknowledged }
     }
 
     /// One request and its answer.
@@ -225,9 +220,7 @@ impl Connection {
     ) -> Result<peer::AppendResponse, RPCError<TypeConfig>> {
         let mut responses = call(option, self.client().append_stream(stream::iter([request]))).await?;
         let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
-        let response = response.map_err(unreachable)?.unwrap_or_default();
-        self.tell(PeerEvent::Received(response.encoded_len()));
-        Ok(response)
+        Ok(response.map_err(unreachable)?.unwrap_or_default())
     }
 }
 
@@ -251,16 +244,36 @@ async fn call<T>(
     }
 }
 
-/// The meter, with the member that events are about.
+/// Who is told of what passes between the leader and a member.
 #[derive(Clone)]
 struct Told {
     meter: Arc<dyn Meter>,
     peer: MemberId,
+    acknowledged: Acknowledged,
 }
 
 impl Told {
     fn tell(&self, event: PeerEvent) {
         self.meter.peer(self.peer, event);
+    }
+
+    /// As it is sent.
+    fn request(&self, request: AppendEntriesRequest<TypeConfig>) -> peer::AppendRequest {
+        let mut request = append_to_wire(request);
+        request.acknowledged = request.leader.as_ref().map_or(0, |leader| self.acknowledged.by(self.peer.0, leader));
+        self.tell(PeerEvent::Sent(request.encoded_len()));
+        request
+    }
+
+    /// The answer to what was sent as `leader`.
+    fn response(
+        &self,
+        leader: Option<&peer::Ballot>,
+        response: peer::AppendResponse,
+    ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+        self.tell(PeerEvent::Received(response.encoded_len()));
+        leader.into_iter().for_each(|leader| self.acknowledged.note(self.peer.0, leader, &response));
+        Ok(appended_from_wire(response).map_err(malformed)?)
     }
 }
 
@@ -268,23 +281,19 @@ fn requests_on_wire<S>(requests: S, told: Told) -> impl Stream<Item = peer::Appe
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
-    requests.map(move |request| {
-        let request = append_to_wire(request);
-        told.tell(PeerEvent::Sent(request.encoded_len()));
-        request
-    })
+    requests.map(move |request| told.request(request))
 }
 
 fn responses_of(
     responses: tonic::Streaming<peer::AppendResponse>,
     told: Told,
+    leader: Option<peer::Ballot>,
     mut awaited: Option<Awaited>,
 ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> + Send + 'static {
     responses.map(move |response| {
         let response = response.inspect_err(|_| told.tell(PeerEvent::ReceiveFailed)).map_err(unreachable)?;
-        told.tell(PeerEvent::Received(response.encoded_len()));
         awaited.take().into_iter().for_each(Awaited::answered);
-        Ok(appended_from_wire(response).map_err(malformed)?)
+        told.response(leader.as_ref(), response)
     })
 }
 
@@ -322,9 +331,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = self.sent(append_to_wire(request));
-        let response = self.append_one(request, &option).await.inspect_err(|_| self.tell(PeerEvent::SendFailed))?;
-        Ok(appended_from_wire(response).map_err(malformed)?.into())
+        let told = self.told();
+        let request = told.request(request);
+        let leader = request.leader;
+        let response = self.append_one(request, &option).await.inspect_err(|_| told.tell(PeerEvent::SendFailed))?;
+        Ok(told.response(leader.as_ref(), response)?.into())
     }
 
     fn stream_append<'s, S>(
@@ -343,10 +354,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             let mut requests = requests_on_wire(requests, told.clone());
             // openraft waits out its backoff before the first request: a member that is down is not called without end.
             let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let leader = first.leader;
             let awaited = first.entries.is_empty().then(|| Awaited::from_now_on(told.clone()));
             let requests = stream::iter([first]).chain(requests);
             match call(&option, self.client().append_stream(requests)).await {
-                Ok(responses) => Ok(responses_of(responses, told, awaited).boxed()),
+                Ok(responses) => Ok(responses_of(responses, told, leader, awaited).boxed()),
                 Err(error) => {
                     told.tell(PeerEvent::SendFailed);
                     Err(error)

@@ -3,6 +3,7 @@
 //! Every call names the cluster it belongs to, the member it is meant for, and the one it is from; one that reached
 //! someone else is refused, with both ids in the text, and so is one from a member that has been removed.
 
+pub mod acknowledged;
 pub mod client;
 pub mod connect;
 #[cfg(fuzzing)]
@@ -65,6 +66,7 @@ fn append_to_wire(request: AppendEntriesRequest<TypeConfig>) -> peer::AppendRequ
         previous: request.prev_log_id.as_ref().map(id_to_wire),
         committed: request.leader_commit.as_ref().map(id_to_wire),
         entries: request.entries.into_iter().map(entry_to_wire).collect(),
+        acknowledged: 0,
     }
 }
 

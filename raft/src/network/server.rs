@@ -17,13 +17,14 @@ use super::{
 use crate::{
     ChangeError, LeaderHandler, Meter, PeerEvent, RaftError,
     convert::{Malformed, change_from_wire, id_from_wire, stored_from_wire, vote_from_wire, vote_to_wire},
+    log::{Log, WeakLog},
     membership::Changes,
     propose::{Fate, Proposer},
     read_index::ReadIndex,
     removal::Heard,
     roster::Roster,
     state_machine::SnapshotData,
-    types::{Raft, Snapshot, SnapshotMeta, TypeConfig},
+    types::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote},
 };
 
 /// The service of one member.
@@ -34,11 +35,14 @@ pub struct PeerService {
     pub store: Store,
     pub proposer: Proposer,
     pub reads: ReadIndex,
+    pub log: WeakLog,
     pub snapshots: Arc<transfer::Folder>,
     pub leader_handler: Arc<dyn LeaderHandler>,
     pub changes: Changes,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub heard: Heard,
+    /// Why this member must not go on, once that is known.
+    pub failure: watch::Sender<Option<String>>,
     pub meter: Arc<dyn Meter>,
     /// What a change of the membership may take.
     pub change_timeout: Duration,
@@ -46,10 +50,27 @@ pub struct PeerService {
 
 impl PeerService {
     fn check<T>(&self, request: Request<T>) -> Result<T, Status> {
+        if self.failure.borrow().is_some() {
+            return Err(Status::unavailable("this member is ending"));
+        }
         check_target(request.metadata(), self.cluster, self.member)?;
         check_sender(request.metadata(), &self.roster.borrow())?;
         Ok(request.into_inner())
     }
+}
+
+/// What the log lacks of the entries that the member has told the leader of this vote to have.
+fn lost(log: &Log, leader: &Vote, acknowledged: u64) -> Option<String> {
+    let held = log.held();
+    held.lacks(leader, acknowledged).then(|| {
+        let ((path, offset), count) = (log.tail(), held.count);
+        format!(
+            "{}: the log ends at offset {offset} with {count} entries, and this member has answered for \
+             {acknowledged}: the disk has lost what it had synced; \
+             remove this member from the cluster and let a new one take its place",
+            path.display()
+        )
+    })
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Status {
@@ -67,12 +88,20 @@ impl peer_server::Peer for PeerService {
         let from = sender(request.metadata());
         let requests = self.check(request)?;
         let (heard, meter) = (self.heard.clone(), self.meter.clone());
+        let (log, failure) = (self.log.clone(), self.failure.clone());
         // A stream that breaks ends; the leader opens another.
         let requests = tokio_stream::StreamExt::map_while(requests, move |request| {
             heard.note();
             let request = request.inspect_err(|_| meter.peer(from, PeerEvent::ReceiveFailed)).ok()?;
             meter.peer(from, PeerEvent::Received(request.encoded_len()));
-            append_from_wire(request).ok()
+            let acknowledged = request.acknowledged;
+            let request = append_from_wire(request).ok()?;
+            // What it has forgotten it must not be given anew, as if it had never answered for it.
+            if let Some(lost) = lost(&log.upgrade()?, &request.vote, acknowledged) {
+                failure.send_replace(Some(lost));
+                return None;
+            }
+            Some(request)
         });
         let responses = self.raft.stream_append(requests);
         let meter = self.meter.clone();

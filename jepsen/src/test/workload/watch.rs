@@ -87,9 +87,11 @@ async fn watch(context: Context, kind: u64) -> anyhow::Result<()> {
 fn request(client: &mut Client, kind: u64) -> WatchRequest {
     let all = WatchRequest { keys: Keys::prefix(PREFIX), ..WatchRequest::default() };
     let newest = client.recorder().revision();
-    let start_revision = match client.random.random_range(0..3) {
+    let start_revision = match client.random.random_range(0..4) {
         0 => 0,
         1 => newest + 1,
+        // The first that is there: what it replaced is not.
+        2 => client.recorder().compacted(),
         // Perhaps compacted already.
         _ => (newest - client.random.random_range(0..3 * COMPACTION_LAG)).max(1),
     };
