@@ -21,7 +21,7 @@ use crate::{
 /// How long a member may take to catch up with the others.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const PAST_READS: usize = 20;
 
 pub struct Verifier {

@@ -32,6 +32,7 @@ fn damage_of(nodes: &Nodes, victims: &[usize]) -> Result<Damage> {
         let damage = nodes.machine(*victim).disk.failing()?.damage();
         sum.syncs_delayed += damage.syncs_delayed;
         sum.syncs_failed += damage.syncs_failed;
+        sum.syncs_dropped += damage.syncs_dropped;
         sum.reads_failed += damage.reads_failed;
     }
     Ok(sum)
@@ -127,6 +128,58 @@ impl Nemesis for SyncError {
             nodes.start_stopped().await?;
             let counters = [("syncs failed", failed), ("nodes that ended for it", self.failing.len() as u64)];
             Ok(Effect::now("disks are sound again", &counters))
+        }
+        .boxed()
+    }
+}
+
+/// The disk of a follower confirms syncs and does not do them, and its power is cut. What the member has answered for
+/// is gone then: it must end when its leader tells it so, and is replaced. One at a time, and with no other fault: until
+/// it is replaced, a quorum needs all others.
+#[derive(Default)]
+pub struct LostSyncs {
+    victim: Option<usize>,
+    before: Damage,
+}
+
+impl Nemesis for LostSyncs {
+    fn name(&self) -> &'static str {
+        "lost-syncs"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { failing_disk: true, ..Needs::default() }
+    }
+
+    fn strike<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Fault>> {
+        async move {
+            let leader = nodes.leader().await?;
+            let victim = (leader + random.random_range(1..nodes.len())) % nodes.len();
+            self.before = damage_of(nodes, &[victim])?;
+            let at = Instant::now();
+            set_faults(nodes, &[victim], &Faults { drop_syncs: true, ..Faults::default() })?;
+            self.victim = Some(victim);
+            let description = format!("the disk of {} confirms syncs and does not do them", nodes.name(victim));
+            Ok(Fault::new(nodes, &[victim], at, description))
+        }
+        .boxed()
+    }
+
+    fn heal<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Effect>> {
+        async move {
+            let victim = self.victim.take().context("nobody was struck")?;
+            let lost = nodes.cut_power(&[victim]).await?.blocks;
+            let dropped = damage_of(nodes, &[victim])?.syncs_dropped - self.before.syncs_dropped;
+            set_faults(nodes, &[victim], &Faults::default())?;
+            nodes.restore_power(&[victim])?;
+            nodes.may_end(victim, &["the disk has lost what it had synced"]);
+            nodes.cluster.nodes[victim].spawn()?;
+            nodes.cluster.nodes[victim].ready_or_wait().await?;
+            let ended = nodes.must_run(&[victim]).await?.len() as u64;
+            let name = nodes.name(victim).to_owned();
+            nodes.replace_member(victim, random.random()).await?;
+            let counters = [("syncs dropped", dropped), ("blocks lost", lost), ("nodes that ended for it", ended)];
+            Ok(Effect::now(format!("cut the power of {name}, which lost {lost} blocks, and replaced it"), &counters))
         }
         .boxed()
     }

@@ -44,7 +44,8 @@ const MAIN: &[&str] = &[
 const BESIDE: &[&str] = &["slow-sync", "compaction-storm", "clock"];
 const BESIDE_LINKS: &[&str] = &["lossy-links", "slow-links", "reordering-links", "duplicating-links"];
 
-const FAIL_DISKS: &[&str] = &["sync-error", "bad-sectors"];
+/// A disk is told one thing at a time, and the syncs that a system call's failure counts must come.
+const FAIL_DISKS: &[&str] = &["sync-error", "bad-sectors", "fdatasync-error", "fdatasync-kill"];
 
 #[derive(Default)]
 pub struct Mixed {
@@ -101,7 +102,6 @@ impl Nemesis for Mixed {
 fn draw(random: &mut StdRng) -> Vec<&'static str> {
     let main = *MAIN.choose(random).expect("there are some");
     let mut drawn = Vec::new();
-    // A disk is told one thing at a time.
     if random.random_bool(0.4) && !FAIL_DISKS.contains(&main) {
         drawn.push(*BESIDE.choose(random).expect("there are some"));
     }

@@ -96,6 +96,7 @@ const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
     ("power-cut-any-subset", || Box::new(power::PowerCut::of_any_subset())),
     ("slow-sync", || Box::new(disk::SlowSync::default())),
     ("sync-error", || Box::new(disk::SyncError::default())),
+    ("lost-syncs", || Box::new(disk::LostSyncs::default())),
     ("fdatasync-error", || Box::new(SystemCall::new(system_call::Kind::Error))),
     ("fdatasync-kill", || Box::new(SystemCall::new(system_call::Kind::Kill))),
     ("disk-full", || Box::new(disk::DiskFull::default())),

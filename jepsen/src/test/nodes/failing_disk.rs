@@ -30,6 +30,8 @@ pub struct Faults {
     /// Each sync takes so much longer.
     pub sync_delay: Duration,
     pub fail_syncs: bool,
+    /// They succeed, and nothing is synced.
+    pub drop_syncs: bool,
     /// Reading any of these fails.
     pub bad_sectors: BTreeSet<u64>,
 }
@@ -40,6 +42,7 @@ pub struct Damage {
     pub syncs: u64,
     pub syncs_delayed: u64,
     pub syncs_failed: u64,
+    pub syncs_dropped: u64,
     pub reads_failed: u64,
     pub blocks_lost: u64,
     pub blocks_kept: u64,
@@ -74,11 +77,13 @@ impl FailingDisk {
         self.state.lock().damage
     }
 
-    /// Empties the cache: of each block that is not synced, chance says whether it had reached the disk.
+    /// Empties the cache, and gives the number of blocks lost. Where syncs were dropped, all is as it was when the first
+    /// of them was; a file system that finds some blocks newer than others has lost more than a disk may lose.
+    /// Otherwise of each block that is not synced, chance says whether it had reached the disk.
     pub fn lose_cache(&self, random: &mut StdRng) -> io::Result<Damage> {
         let mut state = self.state.lock();
         // The share that is lost differs from cut to cut, so that almost all and almost nothing occur too.
-        let lost_permille = random.random_range(0..=1000);
+        let lost_permille = if state.faults.drop_syncs { 1000 } else { random.random_range(0..=1000) };
         let mut unsynced: Vec<_> = state.unsynced.drain().collect();
         unsynced.sort_unstable_by_key(|(block, _)| *block);
         for (block, before) in unsynced {
@@ -140,6 +145,10 @@ impl Content for FailingDisk {
             if state.faults.fail_syncs {
                 state.damage.syncs_failed += 1;
                 return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            if state.faults.drop_syncs {
+                state.damage.syncs_dropped += 1;
+                return Ok(());
             }
             let delay = state.faults.sync_delay;
             state.damage.syncs_delayed += u64::from(!delay.is_zero());
@@ -224,6 +233,21 @@ mod tests {
         }
         assert!(lost);
         assert_eq!(disk.damage().syncs_failed, 20);
+    }
+
+    #[test]
+    fn after_dropped_syncs_all_is_as_before_them() {
+        let (disk, mut random) = (disk(), StdRng::seed_from_u64(1));
+        disk.write(0, &[1; 8192]).unwrap();
+        disk.sync().unwrap();
+        disk.set(Faults { drop_syncs: true, ..Faults::default() });
+        for value in 2..9 {
+            disk.write(0, &[value; 8192]).unwrap();
+            disk.sync().unwrap();
+        }
+        disk.lose_cache(&mut random).unwrap();
+        assert_eq!(read(&disk, 0, 8192).unwrap(), [1; 8192]);
+        assert_eq!((disk.damage().syncs_dropped, disk.damage().blocks_lost), (7, 2));
     }
 
     #[test]

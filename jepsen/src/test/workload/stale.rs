@@ -20,6 +20,7 @@ const STOPPING: &[&str] = &[
     "power-cut",
     "power-cut-any-subset",
     "sync-error",
+    "lost-syncs",
     "fdatasync-error",
     "fdatasync-kill",
     "disk-full",
