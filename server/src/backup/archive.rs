@@ -31,7 +31,7 @@ const WRITE_BYTES: usize = 4 << 20;
 
 pub const CHAIN_MANIFEST: &str = "chain.json";
 /// What names begin with.
-const CHAIN: &str = "chain-";
+pub const CHAIN: &str = "chain-";
 const SEGMENT: &str = "log-";
 pub const BASE: &str = "base-";
 
@@ -93,7 +93,7 @@ impl Archive {
             open: None,
         };
         remove_partial(dir, SEGMENT)?;
-        let Some(path) = segments(dir)?.pop() else { return Ok(archive) };
+        let Some((_, path)) = segments(dir)?.pop() else { return Ok(archive) };
         let newest = segment::read(&path, chain)?;
         let Some(last) = newest.entries.last() else {
             // Nothing was synced behind its header.
@@ -259,9 +259,14 @@ pub fn chains(member_dir: &Path) -> Result<Vec<(u64, PathBuf)>, BackupError> {
     numbered(member_dir, CHAIN, "")
 }
 
-/// The segments of a chain, in order.
-pub fn segments(chain_dir: &Path) -> Result<Vec<PathBuf>, BackupError> {
-    Ok(numbered(chain_dir, SEGMENT, ".log")?.into_iter().map(|(_, path)| path).collect())
+/// The segments of a chain, in order, with the index of the first entry of each.
+pub fn segments(chain_dir: &Path) -> Result<Vec<(u64, PathBuf)>, BackupError> {
+    numbered(chain_dir, SEGMENT, ".log")
+}
+
+/// Their manifests, likewise.
+pub fn segment_manifests(chain_dir: &Path) -> Result<Vec<(u64, PathBuf)>, BackupError> {
+    numbered(chain_dir, SEGMENT, ".json")
 }
 
 /// The full backups of a chain, in order.
@@ -283,16 +288,20 @@ fn numbered(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<(u64, PathBuf)
 }
 
 /// Removes what a crash has left half written of what begins with `prefix`.
-pub fn remove_partial(dir: &Path, prefix: &str) -> Result<(), BackupError> {
+fn remove_partial(dir: &Path, prefix: &str) -> Result<(), BackupError> {
+    partials(dir, prefix)?.iter().try_for_each(|path| fs::remove_file(path).at(path))
+}
+
+/// What a crash has left half written, or half removed, of what begins with `prefix`.
+pub fn partials(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>, BackupError> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(dir).at(dir)? {
         let entry = entry.at(dir)?;
-        let (name, path) = (entry.file_name(), entry.path());
-        if name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".partial")) {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.at(&path)?;
-        }
+        let name = entry.file_name();
+        let is_one = name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".partial"));
+        found.extend(is_one.then(|| entry.path()));
     }
-    Ok(())
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -326,7 +335,7 @@ mod tests {
 
     fn archived(dir: &Path) -> Vec<u64> {
         let mut indexes = Vec::new();
-        for path in segments(dir).unwrap() {
+        for (_, path) in segments(dir).unwrap() {
             indexes.extend(segment::read(&path, ChainId([3; 16])).unwrap().entries.iter().map(|entry| entry.index));
         }
         indexes
@@ -360,7 +369,7 @@ mod tests {
         let manifests: Vec<SegmentManifest> = segments(&chain_dir)
             .unwrap()
             .iter()
-            .map(|path| read_json(&manifest_path(path)).unwrap().unwrap())
+            .map(|(_, path)| read_json(&manifest_path(path)).unwrap().unwrap())
             .collect();
         assert_eq!(manifests.iter().map(|m| (m.first_index, m.last_index)).collect::<Vec<_>>(), [(11, 19), (20, 30)]);
         assert_eq!(Archive::begin(dir.path(), manifest()).unwrap().number(), 2);

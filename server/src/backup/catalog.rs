@@ -137,7 +137,7 @@ impl Catalog {
             let manifest = self.take(required(&base_dir.join(MANIFEST)));
             chain.bases.extend(manifest.map(|manifest| Base { dir: base_dir, manifest }));
         }
-        for path in self.take(segments(dir)).unwrap_or_default() {
+        for (_, path) in self.take(segments(dir)).unwrap_or_default() {
             let segment = read_segment(&path, &chain.manifest);
             chain.segments.extend(self.take(segment).flatten());
         }
@@ -273,4 +273,103 @@ fn by_id(dir: &Path) -> Result<Vec<(u64, PathBuf)>, BackupError> {
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::{archive::describe, segment::ChainId};
+
+    fn time(unix_ms: i64) -> Time {
+        Time { unix_ms }
+    }
+
+    /// The entry's index is also its revision and its time.
+    fn base(index: u64, taken: i64) -> Base {
+        let manifest = BaseManifest {
+            format: 1,
+            chain: ChainId([0; 16]),
+            cluster: 1,
+            member: 2,
+            name: "m".into(),
+            pintle_version: "0".into(),
+            applied_index: index,
+            applied_term: 1,
+            revision: index as i64,
+            compacted_revision: -1,
+            time: time(taken),
+            files: Vec::new(),
+        };
+        Base { dir: format!("base-{index}").into(), manifest }
+    }
+
+    fn segment(first: u64, last: u64) -> Segment {
+        let entry = |index: u64| segment::Entry {
+            index,
+            term: 1,
+            revision: index as i64,
+            time: time(index as i64),
+            command: None,
+        };
+        let manifest = describe(ChainId([0; 16]), &[entry(first), entry(last)], 0, 0);
+        Segment { path: format!("log-{first}").into(), manifest, is_complete: true, rest: 0 }
+    }
+
+    fn chain(number: u64, bases: Vec<Base>, segments: Vec<Segment>) -> Chain {
+        let manifest = ChainManifest {
+            format: 1,
+            chain: ChainId([0; 16]),
+            cluster: 1,
+            member: 2,
+            name: "m".into(),
+            after_index: 0,
+            began: time(number as i64),
+            reason: "first".into(),
+        };
+        Chain { number, dir: format!("chain-{number}").into(), manifest, bases, segments }
+    }
+
+    fn covered(chain: &Chain) -> Vec<(u64, u64, i64)> {
+        chain.spans().iter().map(|span| (span.first.index, span.last.index, span.last.time.unix_ms)).collect()
+    }
+
+    #[test]
+    fn a_span_ends_where_the_log_does() {
+        let whole = chain(1, vec![base(4, 4), base(15, 15)], vec![segment(1, 10), segment(11, 20)]);
+        assert_eq!(covered(&whole), [(4, 20, 20)]);
+        let hole = chain(1, vec![base(4, 4), base(15, 15)], vec![segment(1, 10), segment(14, 20)]);
+        assert_eq!(covered(&hole), [(4, 10, 10), (15, 20, 20)]);
+        let behind_the_log = chain(1, vec![base(4, 4), base(30, 30)], vec![segment(1, 10)]);
+        assert_eq!(covered(&behind_the_log), [(4, 10, 10), (30, 30, 30)]);
+        let before_the_log = chain(1, vec![base(4, 4)], vec![segment(6, 10)]);
+        assert_eq!(covered(&before_the_log), [(4, 4, 4)]);
+    }
+
+    #[test]
+    fn a_full_backup_at_the_end_shows_that_nothing_came_until_then() {
+        assert_eq!(covered(&chain(1, vec![base(4, 4), base(10, 50)], vec![segment(5, 10)])), [(4, 10, 50)]);
+    }
+
+    #[test]
+    fn the_newest_chain_that_covers_the_goal_is_chosen_and_its_newest_full_backup_before() {
+        let first = chain(1, vec![base(4, 4), base(15, 15)], vec![segment(5, 30)]);
+        let second = chain(2, vec![base(20, 40)], vec![segment(21, 25)]);
+        let member = Member { cluster: 1, member: 2, dir: "m".into(), chains: vec![first, second] };
+        let catalog = Catalog { dir: "d".into(), members: vec![member], problems: Vec::new() };
+        let chosen = |goal| {
+            let choice = catalog.choose(goal, None, None).ok()?;
+            Some((choice.chain.number, choice.base.manifest.applied_index))
+        };
+        assert_eq!(chosen(Goal::Revision(14)), Some((1, 4)));
+        assert_eq!(chosen(Goal::Revision(16)), Some((1, 15)));
+        assert_eq!(chosen(Goal::Revision(22)), Some((2, 20)));
+        assert_eq!(chosen(Goal::Revision(28)), Some((1, 15)));
+        assert_eq!(chosen(Goal::Newest), Some((2, 20)));
+        assert_eq!(chosen(Goal::Time(time(10))), Some((1, 4)));
+        assert_eq!(chosen(Goal::Revision(31)), None);
+        assert_eq!(chosen(Goal::Revision(3)), None);
+        let error = catalog.choose(Goal::Revision(31), None, None).unwrap_err().to_string();
+        assert!(error.starts_with("d: revision 31 is not covered; what is: revisions 4 to 30 ("), "{error}");
+        assert!(catalog.choose(Goal::Newest, None, Some(9)).is_err());
+    }
 }

@@ -256,7 +256,8 @@ fn expiry(entry: &Entry) -> Option<(LeaseExpire, Option<AuthInfo>)> {
     }
 }
 
-struct Nobody;
+/// A store that is restored has nobody to tell.
+pub(super) struct Nobody;
 
 impl Observer for Nobody {
     fn applied(&self, _: Change) {}
