@@ -55,10 +55,11 @@ impl LeaseKeeper {
     /// as the lease lasts: whoever relies on the lease must then let go of what it stands for.
     pub async fn next(&mut self) -> Result<LeaseKeepAliveResponse> {
         loop {
-            if let State::Gone = *self.renewals.borrow_and_update() {
+            if self.is_gone() {
                 return Err(Error::LeaseGone(self.id));
             }
-            // The hub lets go of a lease only after it has reported that it is gone.
+            // At once where there was one since the last call. The hub lets go of a lease only after it has reported that
+            // it is gone.
             self.renewals.changed().await.map_err(|_| Error::LeaseGone(self.id))?;
             if let State::Renewed(answer) = &*self.renewals.borrow_and_update() {
                 return Ok(*answer);
@@ -150,13 +151,12 @@ impl Renewals {
 
     async fn run(mut self) {
         loop {
+            self.take_given();
             self.let_go();
             if self.leases.is_empty() {
                 // Whoever gives a lease from now on starts another task.
                 self.given.close();
-                while let Ok(lease) = self.given.try_recv() {
-                    self.add(lease);
-                }
+                self.take_given();
                 if self.leases.is_empty() {
                     return;
                 }
@@ -174,6 +174,12 @@ impl Renewals {
                 Woken::Answer(failure) => self.broken(failure),
                 Woken::Time => self.look_for_lost(),
             }
+        }
+    }
+
+    fn take_given(&mut self) {
+        while let Ok(lease) = self.given.try_recv() {
+            self.add(lease);
         }
     }
 
@@ -210,11 +216,15 @@ impl Renewals {
         }
         let stream = self.stream.get_or_insert_with(|| Stream::open(&self.route));
         for (id, leases) in &mut self.leases {
-            // One renewal serves all who keep the lease.
-            let is_due = leases.iter().any(|lease| lease.sent.is_none() && lease.due <= now);
+            if !leases.iter().any(|lease| lease.sent.is_none() && lease.due <= now) {
+                continue;
+            }
+            // One renewal serves all who keep the lease, also whoever comes while it is on its way: were another one sent,
+            // the answer to the first would be taken for that of the second, and the lease for longer than it is.
+            let on_its_way = leases.iter().find_map(|lease| lease.sent);
             // Fails when the stream has ended, which its answers will say.
-            if is_due && stream.requests.send(LeaseKeepAliveRequest { id: id.0 }).is_ok() {
-                leases.iter_mut().for_each(|lease| lease.sent = Some(lease.sent.unwrap_or(now)));
+            if on_its_way.is_some() || stream.requests.send(LeaseKeepAliveRequest { id: id.0 }).is_ok() {
+                leases.iter_mut().for_each(|lease| lease.sent = Some(on_its_way.unwrap_or(now)));
             }
         }
     }

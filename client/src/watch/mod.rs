@@ -150,6 +150,12 @@ impl Client {
     }
 }
 
+/// Servers write some reasons as Go writes a status: `rpc error: code = … desc = etcdserver: …`. Source: etcd,
+/// `server/etcdserver/api/v3rpc/watch.go` (recvLoop), `client/v3/watch.go` (shouldRetryWatch).
+fn message_of(cancel_reason: &str) -> &str {
+    cancel_reason.split_once(" desc = ").map_or(cancel_reason, |(_, message)| message)
+}
+
 impl Watcher {
     /// The next events, all of a revision together; or, where it was asked for, a progress notification without events.
     ///
@@ -268,7 +274,7 @@ impl Watcher {
         if !response.canceled {
             return Ok(response);
         }
-        let Some(error) = EtcdError::from_message(&response.cancel_reason) else {
+        let Some(error) = EtcdError::from_message(message_of(&response.cancel_reason)) else {
             return Err(Broken::ForGood(Error::WatchCanceled(response.cancel_reason)));
         };
         let (route, stream) = (self.client.route(), &subscription.stream);

@@ -11,13 +11,15 @@ pub(super) const ALL: i64 = -1;
 pub(super) struct Position {
     /// 0: with the next change, as long as the server has not said which revision that is.
     pub next: i64,
+    /// The highest revision that the caller was told everything up to.
+    told: i64,
     /// The parts of a revision that have come; others are still to come.
     parts: Vec<Event>,
 }
 
 impl Position {
     pub fn from(next: i64) -> Position {
-        Position { next, parts: Vec::new() }
+        Position { next, ..Position::default() }
     }
 
     /// The server has created the watcher; it tells the store's revision at that moment.
@@ -45,6 +47,9 @@ impl Position {
             if response.watch_id != ALL {
                 self.next = self.next.max(revision(&response.header) + 1);
             }
+            // The member where the watch was resumed may be behind the one before; the caller is not.
+            self.told = self.told.max(revision(&response.header));
+            response.header.get_or_insert_default().revision = self.told;
             return true;
         }
         let mod_revision = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
@@ -52,6 +57,7 @@ impl Position {
         let Some(last) = response.events.last() else { return false };
         // Not the header's revision: the store may be further than what it has sent.
         self.next = mod_revision(last) + 1;
+        self.told = self.told.max(mod_revision(last));
         true
     }
 }
@@ -113,6 +119,22 @@ mod tests {
         let mut asked_for = WatchResponse { watch_id: ALL, ..response(20, &[]) };
         assert!(position.accept(&mut asked_for));
         assert_eq!(position.next, 10);
+    }
+
+    #[test]
+    fn progress_does_not_go_back_when_another_member_is_behind() {
+        let mut position = Position::from(6);
+        let told = |position: &mut Position, response: WatchResponse| {
+            let mut response = WatchResponse { watch_id: ALL, ..response };
+            assert!(position.accept(&mut response));
+            revision(&response.header)
+        };
+        assert_eq!(told(&mut position, response(9, &[])), 9);
+        position.created(&response(7, &[]));
+        assert_eq!(told(&mut position, response(8, &[])), 9);
+        assert!(position.accept(&mut response(12, &[10, 12])));
+        assert_eq!(told(&mut position, response(11, &[])), 12);
+        assert_eq!(told(&mut position, response(13, &[])), 13);
     }
 
     #[test]

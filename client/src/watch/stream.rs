@@ -22,12 +22,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
 use super::position::ALL;
-use crate::{
-    Error,
-    connection::{ANSWER_BYTES_MAX, Route},
-    endpoint::Member,
-    identity::Token,
-};
+use crate::{Error, connection::Route, endpoint::Member, identity::Token};
 
 /// How many responses wait for a watcher that is slow.
 const QUEUE: usize = 32;
@@ -173,7 +168,9 @@ impl Stream {
                 response.watch_id = first.unwrap_or(ALL);
             }
         } else if response.watch_id == ALL {
-            let ids: Vec<i64> = watchers.queues.keys().copied().collect();
+            // To one that is not created yet it says nothing: what it asked for is still to come.
+            let is_created = |id: &i64| !watchers.pending.contains(id);
+            let ids: Vec<i64> = watchers.queues.keys().copied().filter(is_created).collect();
             ids.into_iter().for_each(|id| watchers.hand_over(id, response.clone()));
             return;
         }
@@ -223,7 +220,7 @@ async fn read(stream: Arc<Stream>, route: Route, requests: mpsc::UnboundedReceiv
     // A member that has lost its leader shall end the stream, so that we go to one that has not.
     request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
     let connection = stream.token.connection(stream.target.channel.clone());
-    let mut client = WatchClient::new(connection).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut client = WatchClient::new(connection).max_decoding_message_size(route.answer_bytes_max());
     let ended = async {
         let mut responses = client.watch(request).await?.into_inner();
         while let Some(response) = responses.message().await? {

@@ -32,6 +32,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// One step of a watch stream.
 pub enum Act {
     Send(WatchResponse),
+    /// What is for all watchers of the stream.
+    SendToAll(WatchResponse),
     /// One response for each revision from the one asked for up to this one.
     SendUpTo(i64),
     /// Ends the stream so.
@@ -56,6 +58,7 @@ struct State {
     gets: AtomicUsize,
     renewals: Arc<AtomicUsize>,
     lease_streams: AtomicUsize,
+    lease_requests: tokio::sync::watch::Sender<usize>,
     watch_streams: AtomicUsize,
     canceled: tokio::sync::watch::Sender<Vec<i64>>,
     /// How many tokens were given out. Where auth is on, the last one alone is good.
@@ -132,6 +135,16 @@ impl Fake {
 
     pub fn lease_streams(&self) -> usize {
         self.state.lease_streams.load(Ordering::SeqCst)
+    }
+
+    pub fn lease_requests(&self) -> usize {
+        *self.state.lease_requests.borrow()
+    }
+
+    /// Returns once a renewal was asked for so many times.
+    pub async fn renewals_asked(&self, count: usize) {
+        let mut requests = self.state.lease_requests.subscribe();
+        requests.wait_for(|requests| *requests >= count).await.expect("the server is there");
     }
 
     /// This many keep-alives are answered, with a TTL of a second; the others are not.
@@ -238,6 +251,9 @@ async fn play(script: Vec<Act>, create: WatchCreateRequest, sender: mpsc::Sender
             Act::Send(response) => {
                 let _ = sender.send(Ok(WatchResponse { watch_id, ..response })).await;
             }
+            Act::SendToAll(response) => {
+                let _ = sender.send(Ok(WatchResponse { watch_id: -1, ..response })).await;
+            }
             Act::SendUpTo(last) => {
                 for revision in start_revision..=last {
                     let _ = sender.send(Ok(WatchResponse { watch_id, ..events(last, &[revision]) })).await;
@@ -296,9 +312,10 @@ impl Lease for State {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         self.lease_streams.fetch_add(1, Ordering::SeqCst);
-        let left = self.renewals.clone();
+        let (left, requests) = (self.renewals.clone(), self.lease_requests.clone());
         let answers = request.into_inner().filter_map(move |request| {
             let id = request.ok()?.id;
+            requests.send_modify(|requests| *requests += 1);
             let take_one = |left: usize| left.checked_sub(1);
             left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one).ok()?;
             Some(Ok(pb::LeaseKeepAliveResponse { id, ttl: 1, header: None }))

@@ -200,6 +200,26 @@ async fn a_token_is_renewed_once_for_all_requests_it_is_refused_to() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_refused_for_its_token_is_created_with_another() {
+    let refused = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+    let begins = || vec![Act::Send(created(4)), Act::Send(events(5, &[5])), Act::Hold];
+    let refuses = vec![Act::Send(WatchResponse { created: true, ..canceled(refused, 0) }), Act::Hold];
+    let server = Fake::start([refuses, begins()]).await;
+    let mut watcher = with_password(&[server.url()]).watch(Watch::key("k")).await.unwrap();
+    assert_eq!(revisions(&watcher.next().await.unwrap().events), [5]);
+    assert_eq!(server.tokens(), 2);
+}
+
+#[tokio::test]
+async fn a_watch_that_may_not_be_is_refused_as_such() {
+    let refused = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    let server =
+        Fake::start([vec![Act::Send(WatchResponse { created: true, ..canceled(refused, 0) }), Act::Hold]]).await;
+    let error = client(&[server.url()]).watch(Watch::key("k")).await.unwrap_err();
+    assert_eq!(error, Error::Etcd(EtcdError::PermissionDenied));
+}
+
+#[tokio::test]
 async fn a_token_that_is_never_good_does_not_keep_a_request_for_ever() {
     let server = Fake::start([]).await;
     server.answer_with(EtcdError::InvalidAuthToken.into());
@@ -248,6 +268,16 @@ async fn watchers_share_a_stream_and_leave_it() {
 }
 
 #[tokio::test]
+async fn progress_that_another_watcher_asked_for_does_not_disturb_one_that_begins() {
+    let begins = vec![Act::SendToAll(events(9, &[])), Act::Send(created(9)), Act::Send(events(10, &[10])), Act::Hold];
+    let server = Fake::start([vec![Act::Send(created(4)), Act::Hold], begins]).await;
+    let client = client(&[server.url()]);
+    let _first = client.watch(Watch::key("a")).await.unwrap();
+    let mut second = client.watch(Watch::key("b")).await.unwrap();
+    assert_eq!(revisions(&second.next().await.unwrap().events), [10]);
+}
+
+#[tokio::test]
 async fn a_slow_watcher_holds_up_no_other_and_misses_nothing() {
     const COUNT: i64 = 200;
     // Whoever was too slow comes back as often as it takes.
@@ -291,7 +321,23 @@ async fn leases_are_renewed_on_one_stream() {
             keeper.next().await.unwrap();
         }
     }
+    // One that comes later, too.
+    client.keep_alive(LeaseId(11)).next().await.unwrap();
     assert_eq!(server.lease_streams(), 1);
+}
+
+#[tokio::test]
+async fn a_renewal_on_its_way_serves_whoever_keeps_the_lease_from_then_on() {
+    let server = Fake::start([]).await;
+    let client = client(&[server.url()]);
+    let _first = client.keep_alive(LeaseId(7));
+    server.renewals_asked(1).await;
+    let mut second = client.keep_alive(LeaseId(7));
+    // Nothing is answered, so it is sent again on another stream: once for both.
+    server.renewals_asked(2).await;
+    assert_eq!((server.lease_requests(), server.lease_streams()), (2, 2));
+    server.renew_leases(1);
+    second.next().await.unwrap();
 }
 
 #[tokio::test]
