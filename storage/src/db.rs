@@ -13,6 +13,7 @@ use crate::{
     error::StorageError,
     keys, planted,
     record::{self, EventRecord},
+    table,
 };
 
 /// Column families, with what they hold. Their layout is in `docs/format.md`.
@@ -51,7 +52,7 @@ impl Db {
         options.set_max_total_wal_size(1 << 20);
         let cache = Cache::new_lru_cache(cache_bytes);
         let families = COLUMN_FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
-        let raw = DB::open_cf_descriptors(&options, path, families).map_err(|e| StorageError::rocksdb(path, e))?;
+        let raw = DB::open_cf_descriptors(&options, path, families).map_err(|e| refused(path, e))?;
         Ok(Db { raw, path: path.into() })
     }
 
@@ -246,6 +247,16 @@ impl Db {
     }
 }
 
+/// Why the store cannot be opened, with the file's name.
+fn refused(path: &Path, error: rocksdb::Error) -> StorageError {
+    let text = error.to_string();
+    let is_unnamed = error.kind() == rocksdb::ErrorKind::Corruption && !text.contains(".sst");
+    match is_unnamed.then(|| table::damaged(path, &text)).flatten() {
+        Some(table) => StorageError::damaged(&table, text.split("  The file").next().unwrap_or(&text)),
+        None => StorageError::rocksdb(path, error),
+    }
+}
+
 /// RocksDB makes a new database where it finds no file `CURRENT`, whatever else is there.
 fn check_complete(path: &Path) -> Result<(), StorageError> {
     let current = path.join("CURRENT");
@@ -300,5 +311,51 @@ impl Cursor<'_> {
         }
         self.raw.status().map_err(|e| self.db.error(e))?;
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn tables(dir: &Path) -> Vec<PathBuf> {
+        let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|kind| kind == "sst")).collect()
+    }
+
+    #[test]
+    fn a_table_whose_end_is_damaged_is_named() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("1");
+        let db = Db::open(&path, 1 << 20).unwrap();
+        let mut batch = WriteBatch::default();
+        for (number, family) in COLUMN_FAMILIES.iter().enumerate() {
+            batch.put_cf(db.cf(family), number.to_be_bytes(), [7; 100]);
+        }
+        db.write(batch).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        let table = tables(&path).pop().unwrap();
+        let sound = fs::read(&table).unwrap();
+        let mut unnamed_by_rocksdb = 0;
+        for at in (0..sound.len()).step_by(7) {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&table, damaged).unwrap();
+            // What is not read when the store is opened is found when it is read.
+            let Err(error) = Db::open(&path, 1 << 20) else { continue };
+            let name = table.file_name().unwrap().to_str().unwrap();
+            assert!(error.to_string().contains(name), "byte {at}: {error}");
+            let is_looked_for = matches!(&error, StorageError::Damaged { path, .. } if *path == table);
+            unnamed_by_rocksdb += usize::from(is_looked_for);
+        }
+        assert!(unnamed_by_rocksdb > 0);
+        assert!(!path.with_extension("look").exists());
+        fs::write(&table, sound).unwrap();
+        Db::open(&path, 1 << 20).unwrap();
     }
 }

@@ -52,6 +52,7 @@ mod snapshot;
 mod stats;
 mod store;
 mod stream;
+mod table;
 mod txn;
 
 pub use apply::{Applier, LogEntry, Payload};

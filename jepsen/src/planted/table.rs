@@ -33,6 +33,15 @@ const fn images(bug: &'static str, arguments: &'static [&'static str], reasons: 
     Catch { bug, arguments, takes_binary: false, takes_seed: true, attempts: 2, reasons }
 }
 
+/// Whole clusters within this process, which must have been built with the feature `planted` too.
+const fn simulate(bug: &'static str, reasons: &'static [&'static str]) -> Catch {
+    let arguments = &["simulate", "--minutes", "4"];
+    Catch { bug, arguments, takes_binary: false, takes_seed: true, attempts: 16, reasons }
+}
+
+/// How the simulation misses what a disk was to keep.
+const FORGOTTEN: &[&str] = &["stopped without a reason of ours", "was seen as", "acknowledged", "went back"];
+
 macro_rules! only {
     ($probe:literal) => {
         &["probe", "--only", $probe]
@@ -48,6 +57,7 @@ pub const CATCHES: &[Catch] = &[
         &["images", "--scenario", "single", "--share", "20"],
         &["a record that was synced cannot be read any more"],
     ),
+    simulate("AnswerBeforeFsync", FORGOTTEN),
     load("AnswerBeforeWrite", &["kill", "--nodes", "1", "--rounds", "20"], LOST),
     probe("VoteNotSynced", only!("sync-order"), &["without a sync in between"]),
     images(
@@ -55,12 +65,15 @@ pub const CATCHES: &[Catch] = &[
         &["images", "--scenario", "three", "--share", "20"],
         &["the ballot is", "a record that was synced cannot be read any more"],
     ),
+    simulate("VoteNotSynced", FORGOTTEN),
     probe("FsyncRetried", only!("failed-sync"), &["goes on after an fsync failed"]),
+    simulate("FsyncRetried", FORGOTTEN),
     Catch {
         takes_seed: false,
         ..load("TruncationOnAnyChecksumError", &["damage", "--megabytes", "20"], &["it is at revision"])
     },
     load("LogTruncationOffByOne", &["kill", "--nodes", "3", "--rounds", "25"], &["instead of getting ready"]),
+    simulate("LogTruncationOffByOne", &["stands where entry"]),
     probe("SegmentNameNotSynced", only!("sync-order"), &["before its name was synced"]),
     images(
         "SegmentNameNotSynced",
@@ -83,31 +96,45 @@ pub const CATCHES: &[Catch] = &[
     probe("TxnComparesLate", only!("nested-compare"), &["a nested comparison saw"]),
     probe("LeaseRevokeNotAtomic", only!("lease-keys"), &["was revoked in 4 revisions"]),
     probe("OldLeaseKeepsKey", only!("lease-keys"), &["a key went with a lease"]),
+    simulate("OldLeaseKeepsKey", &["nobody asked", "the apply thread has stopped"]),
     probe("RightsCheckedEarly", only!("rights"), &["a user without a right"]),
     load(
         "LeaderRestored",
         &["kill", "--nodes", "3", "--rounds", "25", "--victims", "all"],
         &["the watch fell silent", "instead of getting ready", "differ"],
     ),
+    simulate("LeaderRestored", &["was seen as", "was known before it began"]),
     probe("WipedMemberVotes", only!("wiped-member"), &["was let in as itself"]),
     probe("MembershipAppliedEarly", only!("added-member"), &["a member cannot be added"]),
     probe("ProposalRepeated", only!("done-once"), &["was done 2 times"]),
+    simulate("ProposalRepeated", &["was done again at", "and yet it was done"]),
     probe("AnswerBeforeApply", only!("own-writes"), &["a put was answered at"]),
     probe("ReadIndexSkipped", only!("paused-leader"), &["a stale read"]),
     load("ReadIndexSkipped", &["kill", "--nodes", "3", "--rounds", "5"], &["stale reads", "the store is at"]),
+    simulate("ReadIndexSkipped", &["was known before it began"]),
     probe("StaleReadAfterPause", only!("paused-leader"), &["a stale read"]),
     probe("LeaseReadTooLong", only!("paused-leader"), &["a stale read"]),
     probe("FutureWatchIgnored", only!("future-watch"), &["was due, and 2 was told"]),
+    simulate("FutureWatchIgnored", &["told of revision"]),
     probe("WatchGoesBack", only!("snapshot"), &["a watch at revision"]),
     probe("EventsLostWhenStarved", only!("starved-watch"), &["was due, and"]),
     probe("EventTwice", only!("past-watch"), &["was due, and"]),
+    simulate("EventTwice", &["told of revision"]),
     probe("EventsReordered", only!("past-watch"), &["and a response told of"]),
+    simulate("EventsReordered", &["was seen as"]),
     probe("RevisionSplit", only!("past-watch"), &["and a response told of"]),
+    simulate("RevisionSplit", &["told of revision"]),
     probe("ResumeSkipsRevision", only!("past-watch"), &["revision 2 was due, and 3"]),
     probe("ProgressAhead", only!("progress"), &["progress up to"]),
     probe("WrongPrevKv", only!("compacted-watch"), &["is compacted, and was sent"]),
+    load(
+        "WrongPrevKv",
+        &["test", "--workload", "watch", "--nemesis", "none", "--time", "60"],
+        &["expected Some", "expected None"],
+    ),
     probe("FilterIgnored", only!("filtered-watch"), &["was sent Event"]),
     probe("LeaseShortened", only!("lease-over-election"), &["a lease of 4s was gone"]),
+    simulate("LeaseShortened", &["nobody asked"]),
     probe("StaleLeaderRenews", only!("paused-renewal"), &["a replaced leader renewed"]),
     probe("LockGivenAtOnce", only!("lock"), &["was given to another"]),
 ];

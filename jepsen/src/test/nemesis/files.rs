@@ -25,8 +25,6 @@ use crate::{
 const READ_ALL_LIMIT: Duration = Duration::from_secs(10);
 /// The end of the newest segment may look like what a crash leaves; so far in front of it, damage is damage.
 const RECORDS_BEHIND: usize = 20;
-/// What RocksDB says, without the table's name, when it reads the properties of a table whose bits have rotted.
-const UNNAMED: &str = "properties unsorted";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -56,7 +54,7 @@ impl Files {
         }
         let target = block_in_place(|| self.choose(&data_dir, random))?;
         let what = block_in_place(|| target.inflict(&data_dir, self.kind, random))?;
-        nodes.may_end(victim, &[&name(&target.file), UNNAMED]);
+        nodes.may_end(victim, &[&name(&target.file)]);
         if self.kind == Kind::BitFlipRunning {
             // Whether there is an answer is no matter; all is read.
             let mut client = MaintenanceClient::new(nodes.cluster.nodes[victim].channel());
