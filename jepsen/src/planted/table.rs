@@ -59,6 +59,7 @@ pub const CATCHES: &[Catch] = &[
     ),
     simulate("AnswerBeforeFsync", FORGOTTEN),
     load("AnswerBeforeWrite", &["kill", "--nodes", "1", "--rounds", "20"], LOST),
+    simulate("AnswerBeforeWrite", FORGOTTEN),
     probe("VoteNotSynced", only!("sync-order"), &["without a sync in between"]),
     images(
         "VoteNotSynced",
@@ -72,6 +73,7 @@ pub const CATCHES: &[Catch] = &[
         takes_seed: false,
         ..load("TruncationOnAnyChecksumError", &["damage", "--megabytes", "20"], &["it is at revision"])
     },
+    simulate("TruncationOnAnyChecksumError", FORGOTTEN),
     load("LogTruncationOffByOne", &["kill", "--nodes", "3", "--rounds", "25"], &["instead of getting ready"]),
     simulate("LogTruncationOffByOne", &["stands where entry"]),
     probe("SegmentNameNotSynced", only!("sync-order"), &["before its name was synced"]),
@@ -80,9 +82,12 @@ pub const CATCHES: &[Catch] = &[
         &["images", "--scenario", "single", "--share", "20"],
         &["newest: damaged at offset 0: the file is missing"],
     ),
+    simulate("SegmentNameNotSynced", FORGOTTEN),
     probe("LogPurgedBeforeFlush", only!("purged-log"), &["the start after a kill"]),
+    simulate("LogPurgedBeforeFlush", FORGOTTEN),
     probe("FamiliesFlushedApart", only!("large-crash"), &["after a kill"]),
     probe("AppliedIndexApart", only!("large-crash"), &["after a kill"]),
+    simulate("AppliedIndexApart", FORGOTTEN),
     probe(
         "RevisionFromLivingKeys",
         only!("compacted-revision"),
@@ -92,6 +97,7 @@ pub const CATCHES: &[Catch] = &[
     probe("SnapshotMissesFamily", only!("snapshot"), &["after a snapshot lease"]),
     probe("DeleteEventCompacted", only!("compacted-watch"), &["is not there"]),
     probe("CompactionOffByOne", only!("compacted-reads"), &["at the compacted revision"]),
+    simulate("CompactionOffByOne", &["Holds"]),
     probe("TxnReadsCompacted", only!("compacted-reads"), &["a read below the compacted revision"]),
     probe("TxnComparesLate", only!("nested-compare"), &["a nested comparison saw"]),
     probe("LeaseRevokeNotAtomic", only!("lease-keys"), &["was revoked in 4 revisions"]),
