@@ -44,6 +44,10 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// How requests are spread over the endpoints.
     pub balance: Balance,
+    /// A request about keys that is larger is not sent.
+    pub request_bytes_max: usize,
+    /// An answer that is larger is not taken.
+    pub answer_bytes_max: usize,
     /// How often the endpoints are made those of the cluster's members ([`Client::sync_endpoints`]). None: never.
     pub sync_interval: Option<Duration>,
 }
@@ -58,6 +62,8 @@ impl Default for Options {
             tls: None,
             credentials: None,
             balance: Balance::default(),
+            request_bytes_max: usize::MAX,
+            answer_bytes_max: ANSWER_BYTES_MAX,
             sync_interval: None,
         }
     }
@@ -255,6 +261,10 @@ impl Route {
     /// Where the next request goes.
     pub fn target(&self) -> Arc<Member> {
         self.only.clone().unwrap_or_else(|| self.shared.endpoints.next())
+    }
+
+    pub fn answer_bytes_max(&self) -> usize {
+        self.shared.options.answer_bytes_max
     }
 
     /// The endpoint failed: later requests go elsewhere.

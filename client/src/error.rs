@@ -32,6 +32,14 @@ pub enum Error {
     /// No answer in time. A write may have happened and may yet happen.
     #[error("no answer in time")]
     Timeout,
+    /// The request is larger than [`crate::Options::request_bytes_max`], and was not sent.
+    #[error("the request has {bytes} bytes, and may have {max}")]
+    TooLarge {
+        /// Of the request.
+        bytes: usize,
+        /// What is allowed.
+        max: usize,
+    },
     /// An error etcd has a name for.
     #[error("{0}")]
     Etcd(EtcdError),
@@ -80,6 +88,7 @@ impl Error {
             Error::Endpoint { .. }
             | Error::Tls(_)
             | Error::Token
+            | Error::TooLarge { .. }
             | Error::Unreachable(_)
             | Error::WatchCompacted { .. }
             | Error::WatchCanceled(_)

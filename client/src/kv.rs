@@ -1,7 +1,7 @@
 //! Reads and writes of keys.
 
-use crate::{Client, Keys, Result, connection::ANSWER_BYTES_MAX, identity::Connection, retry::Repeat};
 use bytes::Bytes;
+use prost::Message;
 use proto::{
     LeaseId,
     etcdserverpb::{
@@ -11,6 +11,8 @@ use proto::{
         range_request::{SortOrder, SortTarget},
     },
 };
+
+use crate::{Client, Error, Keys, Options, Result, identity::Connection, retry::Repeat};
 
 /// A read. Linearizable unless [`Get::serializable`].
 #[derive(Debug, Clone)]
@@ -168,33 +170,41 @@ impl Delete {
     }
 }
 
-pub(crate) fn kv(connection: Connection) -> KvClient<Connection> {
-    KvClient::new(connection).max_decoding_message_size(ANSWER_BYTES_MAX)
+pub(crate) fn kv(connection: Connection, options: &Options) -> KvClient<Connection> {
+    KvClient::new(connection).max_decoding_message_size(options.answer_bytes_max)
+}
+
+/// The request, unless it is larger than what may be sent.
+pub(crate) fn fitting<R: Message>(request: R, options: &Options) -> Result<R> {
+    let (bytes, max) = (request.encoded_len(), options.request_bytes_max);
+    if bytes > max { Err(Error::TooLarge { bytes, max }) } else { Ok(request) }
 }
 
 impl Client {
     /// Reads keys.
     pub async fn get(&self, get: Get) -> Result<RangeResponse> {
-        let send = async |connection, request| kv(connection).range(request).await;
-        Ok(self.left(self.call(Repeat::Always, self.entered(get.0)?, send).await?))
+        let send = async |connection, request| kv(connection, self.options()).range(request).await;
+        Ok(self.left(self.call(Repeat::Always, fitting(self.entered(get.0)?, self.options())?, send).await?))
     }
 
     /// Writes a key.
     pub async fn put(&self, put: Put) -> Result<PutResponse> {
-        let send = async |connection, request| kv(connection).put(request).await;
-        Ok(self.left(self.call(Repeat::IfNotProposed, self.entered(put.0)?, send).await?))
+        let send = async |connection, request| kv(connection, self.options()).put(request).await;
+        Ok(self.left(self.call(Repeat::IfNotProposed, fitting(self.entered(put.0)?, self.options())?, send).await?))
     }
 
     /// Deletes keys.
     pub async fn delete(&self, delete: Delete) -> Result<DeleteRangeResponse> {
-        let send = async |connection, request| kv(connection).delete_range(request).await;
-        Ok(self.left(self.call(Repeat::IfNotProposed, self.entered(delete.0)?, send).await?))
+        let send = async |connection, request| kv(connection, self.options()).delete_range(request).await;
+        Ok(self.left(self.call(Repeat::IfNotProposed, fitting(self.entered(delete.0)?, self.options())?, send).await?))
     }
 
     /// Forgets what only revisions below `revision` can see. `physical` waits until it is gone from the store.
     pub async fn compact(&self, revision: i64, physical: bool) -> Result<CompactionResponse> {
         let request = CompactionRequest { revision, physical };
-        self.call(Repeat::IfNotProposed, request, async |connection, request| kv(connection).compact(request).await)
-            .await
+        self.call(Repeat::IfNotProposed, request, async |connection, request| {
+            kv(connection, self.options()).compact(request).await
+        })
+        .await
     }
 }

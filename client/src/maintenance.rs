@@ -30,7 +30,7 @@ impl Client {
     /// Whether the member at this endpoint can have a linearizable read answered, within the request timeout.
     pub async fn health(&self, endpoint: &str) -> Result<()> {
         let request = Get::key("health").0;
-        let send = async |connection, request| kv(connection).range(request).await;
+        let send = async |connection, request| kv(connection, self.options()).range(request).await;
         match self.at(endpoint)?.call(Repeat::Never, request, send).await {
             Ok(_) => Ok(()),
             // Whoever may not read the key was told so by a cluster that works.

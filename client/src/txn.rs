@@ -7,7 +7,11 @@ use proto::etcdserverpb::{
     request_op::Request,
 };
 
-use crate::{Client, Delete, Get, Put, Result, kv::kv, retry::Repeat};
+use crate::{
+    Client, Delete, Get, Put, Result,
+    kv::{fitting, kv},
+    retry::Repeat,
+};
 
 /// A transaction: one revision, whatever it changes.
 #[derive(Debug, Clone, Default)]
@@ -180,8 +184,8 @@ impl Client {
     /// Carries out a transaction.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
         let repeat = if txn.writes() { Repeat::IfNotProposed } else { Repeat::Always };
-        let send = async |connection, request| kv(connection).txn(request).await;
-        Ok(self.left(self.call(repeat, self.entered(txn.0)?, send).await?))
+        let send = async |connection, request| kv(connection, self.options()).txn(request).await;
+        Ok(self.left(self.call(repeat, fitting(self.entered(txn.0)?, self.options())?, send).await?))
     }
 }
 

@@ -48,7 +48,7 @@ mod console;
 pub mod context;
 mod corruption;
 mod debug_vars;
-mod discovery;
+pub mod discovery;
 mod duration;
 mod etcd_schema;
 pub mod flags;

@@ -159,6 +159,18 @@ async fn a_request_ends_within_its_time_when_nobody_can_be_reached() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_too_large_is_not_sent() {
+    let server = Fake::start([]).await;
+    let options = Options { request_bytes_max: 100, ..Options::default() };
+    let client = Client::with_options([server.url()], options).unwrap();
+    let error = client.put(Put::new("k", vec![b'v'; 100])).await.unwrap_err();
+    assert_eq!(error, Error::TooLarge { bytes: 105, max: 100 });
+    assert!(!error.may_have_happened());
+    client.put(Put::new("k", vec![b'v'; 90])).await.unwrap();
+    assert_eq!(server.puts(), 1);
+}
+
+#[tokio::test]
 async fn a_lease_nobody_renews_is_reported_as_gone() {
     let server = Fake::start([]).await;
     server.renew_leases(2);

@@ -1,5 +1,5 @@
 //! Where a new cluster's members are looked up when `--initial-cluster` does not name them: in DNS ([`srv`]), or in
-//! another etcd ([`registry`]). Only a member without data looks. Source: etcd, `server/embed/config.go`
+//! another etcd ([`registry`]). Only a member without data looks, and pintlectl for members. Source: etcd, `server/embed/config.go`
 //! (PeerURLsMapAndToken), `server/etcdserver/bootstrap.go`.
 
 pub mod registry;

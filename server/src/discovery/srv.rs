@@ -1,8 +1,8 @@
-//! The members of a new cluster from DNS: each SRV record of `_etcd-server._tcp.<domain>` is one that speaks HTTP, each
+//! Who is there, from DNS. The members of a new cluster: each SRV record of `_etcd-server._tcp.<domain>` is one that speaks HTTP, each
 //! of `_etcd-server-ssl._tcp.<domain>` one that speaks HTTPS. The record that leads to this member's own address is its
-//! own; the others are numbered, since they will say their names themselves.
+//! own; the others are numbered, since they will say their names themselves. For clients the same of `_etcd-client`.
 //!
-//! Source: etcd, `client/pkg/srv/srv.go` (GetCluster), `server/embed/config.go` (GetDNSClusterNames).
+//! Source: etcd, `client/pkg/srv/srv.go` (GetCluster, GetClient), `server/embed/config.go` (GetDNSClusterNames).
 
 use std::net::SocketAddr;
 
@@ -26,28 +26,43 @@ struct Target {
     port: u16,
 }
 
-/// Members as `name=url`; `service` is the suffix of `--discovery-srv-name`, or empty.
-pub async fn members(domain: &str, service: &str, name: &str, own: &[Url]) -> Result<Vec<String>, SrvError> {
-    let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(SrvError::Resolver)?;
-    members_from(&resolver, domain, service, name, own).await
+/// What both clients and members are reached by: with TLS and without.
+type Services = [(&'static str, &'static str); 2];
+
+const OF_MEMBERS: Services = [("https", "etcd-server-ssl"), ("http", "etcd-server")];
+const OF_CLIENTS: Services = [("https", "etcd-client-ssl"), ("http", "etcd-client")];
+
+fn system_resolver() -> Result<TokioResolver, SrvError> {
+    TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(SrvError::Resolver)
 }
 
-async fn members_from(
-    resolver: &TokioResolver,
-    domain: &str,
-    service: &str,
-    name: &str,
-    own: &[Url],
+/// The URLs that clients are to ask, those with TLS first; `service` is the suffix of `--discovery-srv-name`, or empty.
+pub async fn client_urls(domain: &str, service: &str) -> Result<Vec<String>, SrvError> {
+    client_urls_from(&system_resolver()?, domain, service).await
+}
+
+async fn client_urls_from(resolver: &TokioResolver, domain: &str, service: &str) -> Result<Vec<String>, SrvError> {
+    of_services(OF_CLIENTS, service, async |scheme, service| {
+        let targets = targets(resolver, &name(service, domain)).await?;
+        Ok(targets.iter().map(|target| target.url(scheme)).collect())
+    })
+    .await
+}
+
+/// What is found of both services, unless nothing is.
+async fn of_services(
+    services: Services,
+    suffix: &str,
+    look_up: impl AsyncFn(&'static str, &str) -> Result<Vec<String>, String>,
 ) -> Result<Vec<String>, SrvError> {
-    let suffix = if service.is_empty() { String::new() } else { format!("-{service}") };
-    let mut found = Vec::new();
-    let mut errors = Vec::new();
-    for (scheme, service) in [("https", "etcd-server-ssl"), ("http", "etcd-server")] {
+    let suffix = if suffix.is_empty() { String::new() } else { format!("-{suffix}") };
+    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    for (scheme, service) in services {
         let service = format!("{service}{suffix}");
-        match of_service(resolver, domain, &service, scheme, name, own).await {
-            Ok(members) => {
-                tracing::info!(service, members = members.join(","), "found members in DNS");
-                found.extend(members);
+        match look_up(scheme, &service).await {
+            Ok(of_service) => {
+                tracing::info!(service, found = of_service.join(","), "found in DNS");
+                found.extend(of_service);
             }
             Err(reason) => errors.push(SrvError::Query { service, reason }),
         }
@@ -59,7 +74,37 @@ async fn members_from(
     }
 }
 
-async fn of_service(
+fn name(service: &str, domain: &str) -> String {
+    format!("_{service}._tcp.{domain}.")
+}
+
+impl Target {
+    fn url(&self, scheme: &str) -> String {
+        let Target { host, port } = self;
+        match host.contains(':') {
+            true => format!("{scheme}://[{host}]:{port}"),
+            false => format!("{scheme}://{host}:{port}"),
+        }
+    }
+}
+
+/// Members as `name=url`; `service` is the suffix of `--discovery-srv-name`, or empty.
+pub async fn members(domain: &str, service: &str, name: &str, own: &[Url]) -> Result<Vec<String>, SrvError> {
+    members_from(&system_resolver()?, domain, service, name, own).await
+}
+
+async fn members_from(
+    resolver: &TokioResolver,
+    domain: &str,
+    service: &str,
+    name: &str,
+    own: &[Url],
+) -> Result<Vec<String>, SrvError> {
+    let look_up = async |scheme, service: &str| members_of_service(resolver, domain, service, scheme, name, own).await;
+    of_services(OF_MEMBERS, service, look_up).await
+}
+
+async fn members_of_service(
     resolver: &TokioResolver,
     domain: &str,
     service: &str,
@@ -74,18 +119,15 @@ async fn of_service(
         }
     }
     let (mut members, mut numbered, mut reason) = (Vec::new(), 0, None);
-    for Target { host, port } in targets(resolver, &format!("_{service}._tcp.{domain}.")).await? {
-        let address = match resolve(&host, port).await {
+    for target in targets(resolver, &self::name(service, domain)).await? {
+        let address = match resolve(&target.host, target.port).await {
             Ok(address) => address,
             Err(error) => {
                 reason = Some(error);
                 continue;
             }
         };
-        let url = match host.contains(':') {
-            true => format!("{scheme}://[{host}]:{port}"),
-            false => format!("{scheme}://{host}:{port}"),
-        };
+        let url = target.url(scheme);
         let is_own = own_addresses.iter().find(|(own, _)| *own == address);
         let member = match is_own {
             Some((_, expected)) if expected.is_tls() != (scheme == "https") => {
@@ -196,7 +238,22 @@ mod tests {
         assert_eq!(found, ["0=http://localhost:2001", "me=http://localhost:2002", "1=http://localhost:2003"]);
         let found = members_from(&resolver, "example.org", "blue", "me", &own).await.unwrap();
         assert_eq!(found, ["0=http://localhost:3001"]);
-        let missing = members_from(&resolver, "example.net", "", "me", &own).await.unwrap_err().to_string();
-        assert!(missing.contains("_etcd-server-ssl: ") && missing.contains("_etcd-server: "), "{missing}");
+        let none = members_from(&resolver, "example.net", "", "me", &own).await.unwrap_err().to_string();
+        assert!(none.contains("_etcd-server-ssl: ") && none.contains("_etcd-server: "), "{none}");
+    }
+
+    #[tokio::test]
+    async fn a_domain_names_whom_clients_ask() {
+        let resolver = serve(HashMap::from([
+            ("_etcd-client._tcp.example.org", vec![2001, 2002]),
+            ("_etcd-client-ssl._tcp.example.org", vec![2003]),
+            ("_etcd-client-blue._tcp.example.org", vec![3001]),
+        ]))
+        .await;
+        let found = client_urls_from(&resolver, "example.org", "").await.unwrap();
+        assert_eq!(found, ["https://localhost:2003", "http://localhost:2001", "http://localhost:2002"]);
+        assert_eq!(client_urls_from(&resolver, "example.org", "blue").await.unwrap(), ["http://localhost:3001"]);
+        let none = client_urls_from(&resolver, "example.net", "").await.unwrap_err().to_string();
+        assert!(none.contains("_etcd-client-ssl: ") && none.contains("_etcd-client: "), "{none}");
     }
 }

@@ -12,11 +12,14 @@ use server::{
         catalog::{Base, Catalog, Chain, Goal, Member, Point, Span},
         restore, verify,
     },
-    import::{Membership, Progress},
+    import::Progress,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::print::{self, Format};
+use crate::{
+    new_member::NewMember,
+    print::{self, Format},
+};
 
 #[derive(Subcommand)]
 pub enum Backup {
@@ -56,24 +59,8 @@ pub struct Restore {
     /// Of which member, where any would do.
     #[arg(long, value_parser = id)]
     from_member: Option<u64>,
-    /// Name of the member that is made.
-    #[arg(long, default_value = "default")]
-    name: String,
-    /// Where to; empty, or not there (default: <name>.pintle).
-    #[arg(long)]
-    data_dir: Option<PathBuf>,
-    /// Where its Raft log goes (default: inside the data directory).
-    #[arg(long)]
-    wal_dir: Option<PathBuf>,
-    /// The members of the new cluster: name=peer-url,… (default: this member alone).
-    #[arg(long)]
-    initial_cluster: Option<String>,
-    /// Token that keeps clusters apart.
-    #[arg(long)]
-    initial_cluster_token: Option<String>,
-    /// The member's peer URLs.
-    #[arg(long)]
-    initial_advertise_peer_urls: Option<String>,
+    #[command(flatten)]
+    member: NewMember,
 }
 
 fn id(text: &str) -> Result<u64, String> {
@@ -289,14 +276,7 @@ impl Restore {
             goal,
             cluster: self.from_cluster,
             member: self.from_member,
-            membership: Membership {
-                name: Some(self.name),
-                data_dir: self.data_dir,
-                wal_dir: self.wal_dir,
-                initial_cluster: self.initial_cluster,
-                initial_cluster_token: self.initial_cluster_token,
-                initial_advertise_peer_urls: self.initial_advertise_peer_urls,
-            },
+            membership: self.member.into(),
         };
         let restored = with_progress(move |progress| restore::restore(&request, progress)).await??;
         if format == Format::Json {

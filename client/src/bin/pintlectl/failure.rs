@@ -96,6 +96,11 @@ pub fn describe(error: &Error) -> String {
         Error::Etcd(error) => error.to_string(),
         Error::Timeout => "context deadline exceeded".to_string(),
         Error::Unreachable(reason) => format!("cannot connect: {reason}"),
+        Error::TooLarge { bytes, max } => {
+            format!(
+                "rpc error: code = ResourceExhausted desc = trying to send message larger than max ({bytes} vs. {max})"
+            )
+        }
         Error::Rpc { code, message } => format!("rpc error: code = {} desc = {message}", code_name(*code)),
         Error::WatchCompacted { .. } => EtcdError::Compacted.to_string(),
         Error::WatchCanceled(reason) => reason.clone(),

@@ -30,6 +30,7 @@ mod maintenance;
 mod make_mirror;
 mod member;
 mod mirror;
+mod new_member;
 mod number;
 mod options;
 mod password;

@@ -130,7 +130,7 @@ impl Mirror {
         };
         let mirror = mirror::Mirror::new(self.from.client(&common)?, self.to.client(&common)?, options);
         let mut line = Line::new();
-        let status = mirror.status();
+        let (status, mut news) = (mirror.status(), mirror.status());
         let work = async {
             if self.cut_over {
                 mirror.cut_over(self.cut_over_timeout).await.map(Some)
@@ -150,6 +150,7 @@ impl Mirror {
                     break Ok(None);
                 }
                 _ = tick.tick() => line.show(&status.borrow()),
+                Ok(()) = news.changed() => line.show_trouble(&news.borrow_and_update()),
             }
         };
         line.end(&status.borrow());
@@ -198,11 +199,13 @@ fn describe(verdict: &Verdict) -> String {
 struct Line {
     is_terminal: bool,
     shown: String,
+    /// What was last said to keep the mirror from going on.
+    trouble: Option<String>,
 }
 
 impl Line {
     fn new() -> Line {
-        Line { is_terminal: std::io::stderr().is_terminal(), shown: String::new() }
+        Line { is_terminal: std::io::stderr().is_terminal(), shown: String::new(), trouble: None }
     }
 
     fn interval(&self) -> Duration {
@@ -219,6 +222,14 @@ impl Line {
             false => Ok(()),
         };
         self.shown = text;
+    }
+
+    /// Whoever has given a wrong address or certificate is told at once.
+    fn show_trouble(&mut self, status: &Status) {
+        if status.trouble.is_some() && status.trouble != self.trouble {
+            self.trouble.clone_from(&status.trouble);
+            self.show(status);
+        }
     }
 
     fn end(&mut self, status: &Status) {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use client::{Client, Credentials, Options, Tls};
+use server::discovery::srv;
 
 use crate::{
     failure::{self, Failure},
@@ -13,6 +15,9 @@ use crate::{
 
 /// Below this, servers take pings for an attack; etcd's own client never pings more often either.
 const PING_INTERVAL_MIN: Duration = Duration::from_secs(10);
+
+/// What etcd's own client sends at most.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Global options")]
@@ -65,28 +70,46 @@ pub struct Global {
     /// Say on standard error what the global options are.
     #[arg(long, global = true)]
     debug: bool,
-    // Endpoints are not looked up; whoever asks for it is told so.
-    #[arg(long, short, global = true, hide = true, value_name = "DOMAIN")]
+    /// The domain whose SRV records name the endpoints, in place of --endpoints.
+    #[arg(long, short, global = true, value_name = "DOMAIN")]
     discovery_srv: Option<String>,
-    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    /// The suffix of the SRV records' service.
+    #[arg(long, global = true, value_name = "NAME")]
     discovery_srv_name: Option<String>,
-    #[arg(long, global = true, hide = true, action = ArgAction::SetFalse)]
+    /// Take endpoints without TLS from SRV records, and certificates that are not for the domain.
+    #[arg(long, global = true, action = ArgAction::SetFalse)]
     insecure_discovery: bool,
+    /// A larger request is not sent; 0: 2 MiB.
+    #[arg(long, global = true, value_name = "BYTES", default_value_t = 0)]
+    max_request_bytes: usize,
+    /// A larger answer is not taken; 0: 2 GiB.
+    #[arg(long, global = true, value_name = "BYTES", default_value_t = 0)]
+    max_recv_bytes: usize,
 }
 
 impl Global {
     /// A client, which has its token where it is to have one.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        self.refuse_discovery()?;
-        let endpoints = self.endpoints.iter().map(|endpoint| endpoint.trim().to_string());
+        let discovered = self.discovered().await?;
+        let mut tls = tls(&self.cacert, &self.cert, &self.key, self.insecure_transport, self.insecure_skip_tls_verify)?;
+        if !self.insecure_discovery && !discovered.is_empty() {
+            tls.get_or_insert_default().server_name = self.discovery_srv.clone();
+        }
+        let endpoints = match discovered.is_empty() {
+            true => self.endpoints.iter().map(|endpoint| endpoint.trim().to_string()).collect(),
+            false => discovered,
+        };
+        let default = Options::default();
         let options = Options {
             connect_timeout: self.dial_timeout,
             request_timeout: self.command_timeout,
             ping_interval: self.keepalive_time.max(PING_INTERVAL_MIN),
             ping_timeout: self.keepalive_timeout,
-            tls: tls(&self.cacert, &self.cert, &self.key, self.insecure_transport, self.insecure_skip_tls_verify)?,
+            tls,
             credentials: self.credentials()?,
-            ..Options::default()
+            request_bytes_max: if self.max_request_bytes == 0 { REQUEST_BYTES_MAX } else { self.max_request_bytes },
+            answer_bytes_max: if self.max_recv_bytes == 0 { default.answer_bytes_max } else { self.max_recv_bytes },
+            ..default
         };
         let client = Client::with_options(endpoints, options).map_err(failure::bad_client)?;
         if client.options().credentials.is_some() {
@@ -95,13 +118,24 @@ impl Global {
         Ok(client)
     }
 
-    fn refuse_discovery(&self) -> Result<(), Failure> {
-        let Some(domain) = self.discovery_srv.as_deref().filter(|domain| !domain.is_empty()) else { return Ok(()) };
-        let service = if self.insecure_discovery { "etcd-client" } else { "etcd-client-ssl" };
-        let name = self.discovery_srv_name.as_deref().map_or(String::new(), |name| format!("-{name}"));
-        let text = format!("--discovery-srv is not supported: give the endpoints of {domain} with --endpoints");
-        let hint = format!("`dig +short SRV _{service}{name}._tcp.{domain}` shows them");
-        Err(failure::bad_arguments(text).hint(hint))
+    /// What DNS names, where a domain is given. Without TLS only where that is allowed.
+    async fn discovered(&self) -> anyhow::Result<Vec<String>> {
+        let Some(domain) = self.discovery_srv.as_deref().filter(|domain| !domain.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let service = self.discovery_srv_name.as_deref().unwrap_or_default();
+        let found = srv::client_urls(domain, service).await;
+        let mut urls = found.with_context(|| format!("--discovery-srv={domain}"))?;
+        if !self.insecure_discovery {
+            urls.retain(|url| {
+                let is_secure = url.starts_with("https://");
+                if !is_secure {
+                    eprintln!("ignoring discovered insecure endpoint {url:?}");
+                }
+                is_secure
+            });
+        }
+        Ok(urls)
     }
 
     pub fn is_debug(&self) -> bool {

@@ -9,12 +9,13 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use client::Client;
-use server::import::{self, ImportError, Membership, Options, Progress, Status};
+use server::import::{self, ImportError, Options, Progress, Status};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     failure::{self, Failure},
+    new_member::NewMember,
     options::Global,
     print::{Answer, Style, fields::Fields, go, json::Object, print_line, table::Table},
 };
@@ -50,24 +51,8 @@ pub struct Restore {
     /// A snapshot file, or the data directory of a stopped etcd.
     #[arg(value_name = "FILENAME")]
     args: Vec<String>,
-    /// Name of the member.
-    #[arg(long, default_value = "default")]
-    name: String,
-    /// Where to, empty or not there; <name>.pintle unless given.
-    #[arg(long)]
-    data_dir: Option<PathBuf>,
-    /// Where the Raft log goes; inside the data directory unless given.
-    #[arg(long)]
-    wal_dir: Option<PathBuf>,
-    /// The members of the new cluster, as name=peer-url,…; this member alone unless given.
-    #[arg(long)]
-    initial_cluster: Option<String>,
-    /// Keeps clusters apart.
-    #[arg(long, default_value = "etcd-cluster")]
-    initial_cluster_token: String,
-    /// The member's peer URLs, for the other members.
-    #[arg(long, default_value = "http://localhost:2380")]
-    initial_advertise_peer_urls: String,
+    #[command(flatten)]
+    member: NewMember,
     /// How much to raise the revision, so that clients see that it has changed.
     #[arg(long, default_value_t = 0)]
     bump_revision: u64,
@@ -223,14 +208,7 @@ impl Restore {
         let options = Options {
             source: file(&self.args, "snapshot restore requires exactly one argument")?,
             source_wal_dir: None,
-            membership: Membership {
-                name: Some(self.name),
-                data_dir: self.data_dir,
-                wal_dir: self.wal_dir,
-                initial_cluster: self.initial_cluster,
-                initial_cluster_token: Some(self.initial_cluster_token),
-                initial_advertise_peer_urls: Some(self.initial_advertise_peer_urls),
-            },
+            membership: self.member.into(),
             bump_revision: self.bump_revision,
             mark_compacted: self.mark_compacted,
             skip_hash_check: self.skip_hash_check,
