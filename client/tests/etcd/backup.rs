@@ -45,9 +45,13 @@ async fn nine_revisions(dir: &Path) {
     for value in 1..=9 {
         pintle.client().put(Put::new("count", value.to_string())).await.unwrap();
     }
+    wait_until_covered(dir.to_str().unwrap(), 10).await;
+}
+
+async fn wait_until_covered(dir: &str, revision: i64) {
     let began = Instant::now();
-    while covered(dir.to_str().unwrap()) != Some(10) {
-        assert!(began.elapsed() < SOON, "{:?}", backup(&["list", dir.to_str().unwrap()]));
+    while covered(dir) != Some(revision) {
+        assert!(began.elapsed() < SOON, "{:?}", backup(&["list", dir]));
         // Another process: it can only be asked again.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -118,6 +122,55 @@ async fn what_is_not_covered_or_damaged_is_refused_and_nothing_is_left_behind() 
     );
     let (_, error) = restore(&["--to-revision=5"]);
     assert!(error.contains("revision 5 is not covered"), "{error}");
+}
+
+#[tokio::test]
+async fn a_time_is_gone_back_to() {
+    let (backups, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dir = backups.path().to_str().unwrap();
+    let flags = [format!("--backup-dir={dir}"), "--backup-log-interval=20ms".into()];
+    let pintle = Etcd::prepare(Store::Pintle, 1).flags(&flags.each_ref().map(String::as_str)).run().await;
+    // Times are told in milliseconds: each put has one of its own, between two others.
+    let mut times = Vec::new();
+    for value in 1..=5 {
+        pintle.client().put(Put::new("count", value.to_string())).await.unwrap();
+        times.push(next_millisecond());
+        next_millisecond();
+    }
+    wait_until_covered(dir, 6).await;
+    drop(pintle);
+    for (time, value) in times.iter().take(4).zip(1..) {
+        let restored = Etcd::prepare(Store::Pintle, 1);
+        let (data_dir, url) = (restored.data_dir(0), restored.peer_url(0));
+        let (cluster, time) = (format!("m0={url}"), format!("--to-time={time}"));
+        let target = ["--data-dir", data_dir.to_str().unwrap(), "--initial-advertise-peer-urls", &url];
+        let member = ["--name=m0", "--initial-cluster", &cluster];
+        let said = stdout(&[&["restore", dir, &time][..], &target, &member].concat());
+        assert!(said.contains(&format!("at revision {} of", value + 1)), "{said}");
+        let answer = restored.run().await.client().get(Get::key("count")).await.unwrap();
+        assert_eq!(answer.kvs[0].value, value.to_string());
+        assert_eq!(answer.header.unwrap().revision, value + 1);
+    }
+    // Behind the newest entry nobody knows what there was.
+    let newest = format!("--to-time={}", times[4]);
+    let target = to.path().join("d");
+    let (code, error) = refusal(&["restore", dir, &newest, "--data-dir", target.to_str().unwrap()]);
+    assert!(
+        code == Some(1) && error.contains("is not covered; what is: revisions 1 to 6") && !target.exists(),
+        "{error}"
+    );
+}
+
+/// Waits for the clock to go on.
+fn next_millisecond() -> server::backup::Time {
+    let now = server::backup::Time::now();
+    loop {
+        let next = server::backup::Time::now();
+        if next > now {
+            return next;
+        }
+        std::hint::spin_loop();
+    }
 }
 
 /// Files whose name ends so.

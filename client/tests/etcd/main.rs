@@ -8,6 +8,7 @@ mod mirror;
 mod pintlectl;
 mod secure;
 mod server;
+mod snapshot;
 
 use std::time::Duration;
 
