@@ -8,7 +8,9 @@ pub mod convergence;
 pub mod counter;
 pub mod cycles;
 pub mod history;
+pub mod keeper;
 pub mod lease;
+pub mod ledger;
 pub mod linearizability;
 pub mod lock;
 pub mod rights;
@@ -17,5 +19,6 @@ pub mod set;
 pub mod store;
 #[cfg(test)]
 mod tape;
+pub mod tokens;
 pub mod verdict;
 pub mod watch;

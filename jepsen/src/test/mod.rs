@@ -6,12 +6,14 @@
 //! | [`nodes`], [`nemesis`] | the cluster, each member on a machine of its own, and what is done to it |
 //! | [`workload`] | what processes do, and which checkers judge it |
 //! | [`client`], [`wire`], [`recorder`] | one process: its requests, and how they are taken down |
+//! | [`library`] | a process that asks through the crate `client` |
 //! | [`run`] | one run from begin to verdict |
 //! | [`convergence`] | all members hold the same in the end |
 //! | [`report`] | the page about a run |
 
 pub mod client;
 pub mod convergence;
+pub mod library;
 pub mod matrix;
 #[allow(dead_code, reason = "most nemeses are yet to come")]
 pub mod nemesis;

@@ -42,7 +42,8 @@ async fn run(context: Context, index: u64) -> Result<()> {
     }
 }
 
-fn change(change: AuthChange) -> Request {
+/// A change by the administrator.
+pub fn change(change: AuthChange) -> Request {
     Request::As { user: ROOT.to_owned(), request: Box::new(Request::Auth(change)) }
 }
 
@@ -54,27 +55,30 @@ fn grant_role(user: &str) -> AuthChange {
     AuthChange::UserGrantRole { user: user.to_owned(), role: ROLE.to_owned() }
 }
 
-/// Users, roles and rights, before authentication is enabled; what was done by an attempt without an answer is refused
-/// as there already, and then it is there.
-async fn set_up(client: &mut Client) {
-    let mut changes = vec![
+/// The administrator, then these users, roles and rights; then authentication is enabled. What was done by an attempt
+/// without an answer is refused as there already, and then it is there.
+pub async fn set_up(client: &mut Client, changes: &[AuthChange]) {
+    let administrator = [
         AuthChange::UserAdd { user: ROOT.to_owned() },
         AuthChange::RoleAdd { role: ROOT.to_owned() },
         AuthChange::UserGrantRole { user: ROOT.to_owned(), role: ROOT.to_owned() },
-        AuthChange::RoleAdd { role: ROLE.to_owned() },
-        grant(Permission::ReadWrite),
     ];
-    for user in USERS {
-        changes.extend([AuthChange::UserAdd { user: user.to_owned() }, grant_role(user)]);
-    }
-    changes.push(AuthChange::Enable);
-    for change in changes {
+    for change in administrator.iter().chain(changes).chain(&[AuthChange::Enable]) {
         while client.call(Request::Auth(change.clone())).await.is_none() && client.is_unsure() {}
     }
 }
 
+/// Lets everybody in again: what comes after the run has no token.
+pub async fn open(client: &mut Client) {
+    while client.call_as(ROOT, change(AuthChange::Disable)).await.is_none() {}
+}
+
 async fn administer(mut client: Client) -> Result<()> {
-    set_up(&mut client).await;
+    let mut changes = vec![AuthChange::RoleAdd { role: ROLE.to_owned() }, grant(Permission::ReadWrite)];
+    for user in USERS {
+        changes.extend([AuthChange::UserAdd { user: user.to_owned() }, grant_role(user)]);
+    }
+    set_up(&mut client, &changes).await;
     while client.goes_on().await {
         let user = USERS[client.random.random_range(0..USERS.len())].to_owned();
         let next = match client.random.random_range(0..8) {
@@ -88,8 +92,7 @@ async fn administer(mut client: Client) -> Result<()> {
         };
         client.call_as(ROOT, change(next)).await;
     }
-    // What comes after the run has no token.
-    while client.call_as(ROOT, change(AuthChange::Disable)).await.is_none() {}
+    open(&mut client).await;
     Ok(())
 }
 

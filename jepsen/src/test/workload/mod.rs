@@ -15,6 +15,7 @@
 //! | `stale` | write; read serializably, member by member | a member never goes back |
 //! | `auth` | grant and revoke while users try | nobody succeeds without the right |
 //! | `maintenance` | register, beside snapshots and defragmentation | linearizable register |
+//! | `client`, `client-auth` | ask through the crate `client`: puts, leases, locks, watches | nothing twice, no lapse, no gap |
 
 mod append;
 mod auth;
@@ -23,6 +24,7 @@ mod finding;
 mod kubernetes;
 mod kv;
 mod lease;
+mod library;
 mod lock;
 mod maintenance;
 mod register;
@@ -112,6 +114,8 @@ pub const ALL: &[Workload] = &[
     stale::STALE,
     auth::AUTH,
     maintenance::MAINTENANCE,
+    library::CLIENT,
+    library::CLIENT_AUTH,
 ];
 
 pub fn by_name(name: &str) -> Option<&'static Workload> {
