@@ -147,15 +147,17 @@ async fn a_member_that_lost_its_directory_is_refused() {
 async fn a_member_whose_disk_has_lost_what_it_had_synced_ends() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
-    let victim = (leader + 1) % 3;
+    let (victim, other) = ((leader + 1) % 3, (leader + 2) % 3);
     put_on(cluster.node(leader), "a", "1").await;
     cluster.crash(victim).await;
     let before = TempDir::new().unwrap();
     copy(cluster.dirs[victim].path(), before.path());
     cluster.start_node(victim).await;
+    // Without the other, the put is done when the victim has answered for it.
+    cluster.crash(other).await;
     put_on(cluster.node(leader), "b", "2").await;
-    // It has the put when it answers so.
-    cluster.node(victim).read_index().await.unwrap();
+    cluster.start_node(other).await;
+    cluster.node(other).read_index().await.unwrap();
     cluster.crash(victim).await;
 
     cluster.dirs[victim] = before;
