@@ -261,12 +261,41 @@ async fn damage_to_etcds_log_is_named_and_a_torn_end_is_cut() {
     assert!(code == 1 && said.contains(log.to_str().unwrap()) && said.contains("damaged at byte"), "{said}");
     assert!(said.contains("checksum") && !target.exists(), "{said}");
 
+    // The length of a record in the middle goes beyond the file's end. It stands in the eight bytes before the record.
+    let frame =
+        (0..at(b"k5")).rev().find(|at| at % 8 == 0 && whole[*at..at + 8][2..7] == [0; 5] && whole[*at + 8] == 8);
+    let mut long = whole.clone();
+    long[frame.unwrap() + 5] ^= 1;
+    fs::write(&log, &long).unwrap();
+    let (code, said) = import(&arguments);
+    assert!(code == 1 && said.contains("goes beyond the file's end") && !target.exists(), "{said}");
+
     // The last record lacks a sector, as after a crash in the middle of a write.
     let mut torn = whole.clone();
     torn[at(b"k9") + 1000..].fill(0);
     fs::write(&log, &torn).unwrap();
     let member = start_imported(&data_dir, &target, &[]);
     assert_eq!(read_all(&connect(member.endpoint()).await, 0).await.unwrap().count, 9);
+}
+
+#[tokio::test]
+async fn a_log_that_ends_before_its_database_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("etcd");
+    let etcd = Etcd::start(&data_dir, &["--backend-batch-limit", "1"]);
+    let store = connect(etcd.endpoint()).await;
+    for i in 0..10 {
+        kv(&store).put(put(format!("k{i}"), vec![b'v'; 3000])).await.unwrap();
+    }
+    etcd.kill();
+    let (log, target) = (newest_log(&data_dir), dir.path().join("pintle"));
+    let mut cut = fs::read(&log).unwrap();
+    let at = cut.windows(2).position(|window| window == b"k5").unwrap();
+    cut[at + 1000..].fill(0);
+    fs::write(&log, &cut).unwrap();
+    let (code, said) = import(&[data_dir.to_str().unwrap(), "--data-dir", target.to_str().unwrap()]);
+    assert!(code == 1 && said.contains(log.to_str().unwrap()) && said.contains("damaged at byte"), "{said}");
+    assert!(said.contains("the log ends with entry") && !target.exists(), "{said}");
 }
 
 /// Where a database begins: the root that the newer meta page names.

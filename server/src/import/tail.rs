@@ -137,12 +137,13 @@ pub fn read(dir: &Path, database: &Described, progress: &Progress) -> Result<Tai
     let log = Log::open(dir, index + 1)?;
     let mut tail = Tail { log, entries: VecDeque::new(), snapshot: None, gap: None, warnings: Vec::new() };
     progress.begin("reading etcd's log", tail.log.bytes());
-    let mut commit = 0;
+    let (mut commit, mut last) = (0, tail.log.index_before_last());
     let Tail { log, entries, snapshot, gap, warnings, .. } = &mut tail;
     let torn = log.each(|place, kind, data| {
         match kind {
             Kind::Entry => {
                 let entry = decode(log, place, data)?;
+                last = entry.index();
                 // An entry overwrites those behind it, which were not committed.
                 let position = entry.index().saturating_sub(index + 1).min(entries.len() as u64);
                 entries.truncate(position as usize);
@@ -160,11 +161,22 @@ pub fn read(dir: &Path, database: &Described, progress: &Progress) -> Result<Tai
             Kind::Snapshot => {
                 let found = Snapshot::decode(data).map_err(|error| log.damaged(place, error.to_string()))?;
                 *snapshot = (*snapshot).max(found.index);
+                last = last.max(found.index());
             }
             Kind::Metadata | Kind::Checksum => {}
         }
         progress.at(log.bytes_before(place))
     })?;
+    // Both come behind the entries: what ends before them has lost some that clients were told of.
+    let wanted = index.max(commit);
+    if last < wanted {
+        let detail =
+            format!("the log ends with entry {last}, but entry {wanted} was committed: what is behind it is lost");
+        return Err(match torn {
+            Some(Torn { path, offset }) => ImportError::Wal { path, offset, detail },
+            None => ImportError::WalDir { path: dir.into(), detail },
+        });
+    }
     if let Some(Torn { path, offset }) = torn {
         warnings.push(format!(
             "{}: the log ends in a record at byte {offset} that etcd had not finished to write: nobody was told of it",

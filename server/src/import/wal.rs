@@ -125,7 +125,8 @@ impl Log {
                 let damaged = |detail: String| ImportError::Wal { path: segment.path.clone(), offset, detail };
                 let torn = || Torn { path: segment.path.clone(), offset };
                 if frame.end() > segment.length {
-                    if is_last {
+                    // Where the file has room behind what was written, no record goes beyond its end.
+                    if is_last && !segment.has_room()? {
                         return Ok(Some(torn()));
                     }
                     return Err(damaged(format!("a record of {} bytes goes beyond the file's end", frame.record)));
@@ -158,6 +159,11 @@ impl Log {
     pub fn damaged(&self, place: Place, detail: impl Into<String>) -> ImportError {
         let path = self.segments[place.segment].path.clone();
         ImportError::Wal { path, offset: place.offset, detail: detail.into() }
+    }
+
+    /// The entry before the newest segment.
+    pub fn index_before_last(&self) -> u64 {
+        self.segments.last().map_or(0, |segment| segment.first_index.saturating_sub(1))
     }
 
     /// Of all segments.
@@ -203,6 +209,12 @@ impl Segment {
         let padding = if field >> 63 == 1 { (field >> 56) & 7 } else { 0 };
         let frame = Frame { begin: offset, record: field & ((1 << 56) - 1), padding };
         Ok((field != 0).then_some(frame))
+    }
+
+    /// etcd makes the file larger than what is in it, with zeros.
+    fn has_room(&self) -> Result<bool, ImportError> {
+        let length = self.length.min(SECTOR_BYTES);
+        Ok(self.read(self.length - length, length)?.iter().all(|byte| *byte == 0))
     }
 
     fn read(&self, offset: u64, length: u64) -> Result<bytes::Bytes, ImportError> {
