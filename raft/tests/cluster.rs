@@ -2,10 +2,14 @@
 
 mod harness;
 
-use std::{fs, path::Path, time::Instant};
+use std::{fs, path::Path, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use harness::{Cluster, ELECTION, put, put_on, try_start_member, value};
+use harness::{
+    Cluster, ELECTION,
+    holding_disk::{HoldingDisk, Syncs},
+    put, put_on, try_start_member, try_start_member_on, value,
+};
 use prost::Message;
 use proto::command::{Command, MemberAttributes, command::Op};
 use raft::RaftError;
@@ -182,4 +186,34 @@ fn copy(from: &Path, to: &Path) {
             false => drop(fs::copy(entry.path(), to).unwrap()),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_ahead_of_a_log_that_failed_is_not_made_durable() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let victim = (leader + 1) % 3;
+    cluster.crash(victim).await;
+    let disk = HoldingDisk::new();
+    let (addresses, dir) = (cluster.addresses.clone(), cluster.dirs[victim].path().to_path_buf());
+    let running = try_start_member_on(Arc::new(disk.clone()), &dir, victim, &addresses, 3).await.unwrap();
+    cluster.running[victim] = Some(running);
+    put_on(cluster.node(leader), "a", "1").await;
+    cluster.node(victim).read_index().await.unwrap();
+
+    // The others commit what the victim's disk does not take, and it applies that.
+    disk.0.send_replace(Syncs::Held);
+    put_on(cluster.node(leader), "b", "2").await;
+    cluster.node(victim).read_index().await.unwrap();
+    assert!(value(cluster.store(victim), "b").is_some());
+    disk.0.send_replace(Syncs::Failed);
+    let mut status = cluster.node(victim).watch_status();
+    let _ = status.wait_for(|status| status.fatal.is_some()).await.unwrap();
+    // It may be told again that the log has failed.
+    let _ = cluster.node(victim).shutdown().await;
+    cluster.crash(victim).await;
+
+    cluster.start_node(victim).await;
+    cluster.node(victim).read_index().await.unwrap();
+    assert!(value(cluster.store(victim), "b").is_some());
 }

@@ -97,7 +97,7 @@ pub const CATCHES: &[Catch] = &[
     probe("SnapshotMissesFamily", only!("snapshot"), &["after a snapshot lease"]),
     probe("DeleteEventCompacted", only!("compacted-watch"), &["is not there"]),
     probe("CompactionOffByOne", only!("compacted-reads"), &["at the compacted revision"]),
-    simulate("CompactionOffByOne", &["Holds"]),
+    simulate("CompactionOffByOne", &[": Holds {"]),
     probe("TxnReadsCompacted", only!("compacted-reads"), &["a read below the compacted revision"]),
     probe("TxnComparesLate", only!("nested-compare"), &["a nested comparison saw"]),
     probe("LeaseRevokeNotAtomic", only!("lease-keys"), &["was revoked in 4 revisions"]),

@@ -200,6 +200,12 @@ impl Log {
         state.log.last().max(state.log.installed)
     }
 
+    /// # Errors
+    /// When a write or a sync has failed: the log takes no more.
+    pub fn check(&self) -> Result<(), LogError> {
+        self.shared.queue.lock().failed.clone().map_or(Ok(()), Err)
+    }
+
     /// What is in it, and whom it follows.
     pub fn held(&self) -> Held {
         let state = self.shared.state.lock();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod holding_disk;
+
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -18,7 +20,7 @@ use proto::{
     command::{Command, command::Op, outcome},
     etcdserverpb::{PutRequest, RangeRequest},
 };
-use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, Reach, StartError};
+use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, Reach, StartError, disk::Disk};
 use storage::{Change, Observer, Options, Store};
 use tempfile::TempDir;
 use tokio::{
@@ -168,6 +170,17 @@ pub async fn try_start_member(
     addresses: &[SocketAddr],
     size: usize,
 ) -> Result<Running, StartError> {
+    try_start_member_on(Arc::new(raft::disk::FileSystem), dir, i, addresses, size).await
+}
+
+/// The same, with the log on this disk.
+pub async fn try_start_member_on(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    i: usize,
+    addresses: &[SocketAddr],
+    size: usize,
+) -> Result<Running, StartError> {
     let member = |(i, address): (usize, &SocketAddr)| Member {
         id: MemberId(i as u64 + 1),
         name: format!("m{i}"),
@@ -194,7 +207,7 @@ pub async fn try_start_member(
         segment_bytes: raft::SEGMENT_BYTES,
         meter: Arc::new(()),
         reach: Reach::Connections(Arc::new(Tcp)),
-        disk: Arc::new(raft::disk::FileSystem),
+        disk,
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (address, of_node) = (addresses[i], store.clone());
