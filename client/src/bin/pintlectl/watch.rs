@@ -172,7 +172,14 @@ fn show(response: &WatchResponse, printer: Printer, command: &[OsString]) -> any
 
 /// Says that a watch has ended. Its last answer is printed, too.
 fn report(canceled: &Error, printer: Printer) -> anyhow::Result<()> {
-    eprintln!("watch was canceled ({})", failure::describe(canceled));
+    // The reason of a watcher that was refused comes as Go writes a status, and is shown so.
+    let reason = match canceled {
+        Error::Etcd(error) => {
+            failure::describe(&Error::Rpc { code: error.code(), message: error.message().to_string() })
+        }
+        other => failure::describe(other),
+    };
+    eprintln!("watch was canceled ({reason})");
     let compact_revision = match canceled {
         Error::WatchCompacted { compact_revision } => *compact_revision,
         _ => 0,
