@@ -55,6 +55,7 @@ async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "{what}");
+        // Another process: it can only be asked again.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -122,7 +123,7 @@ async fn any_revision_is_restored_as_a_reader_saw_it() {
     let mut member = Member::start_on(dir.path(), client, peer, &flags);
     let recording = Recording::start(&[member.endpoint()], 1);
     for round in 0..4 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        wait_until("a full backup", || metric(&member, "pintle_backup_full_total") >= 1.0).await;
         match round % 2 {
             0 => assert_eq!(member.stop(), Some(0)),
             _ => {
@@ -132,7 +133,7 @@ async fn any_revision_is_restored_as_a_reader_saw_it() {
         }
         member = Member::start_on(dir.path(), client, peer, &flags);
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    wait_until("a full backup", || metric(&member, "pintle_backup_full_total") >= 1.0).await;
     let (seen, written) = recording.stop().await;
     wait_archived(&member).await;
     assert_eq!(member.stop(), Some(0));
