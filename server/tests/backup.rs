@@ -123,6 +123,7 @@ async fn any_revision_is_restored_as_a_reader_saw_it() {
     let mut member = Member::start_on(dir.path(), client, peer, &flags);
     let recording = Recording::start(&[member.endpoint()], 1);
     for round in 0..4 {
+        recording.grow(20).await;
         wait_until("a full backup", || metric(&member, "pintle_backup_full_total") >= 1.0).await;
         match round % 2 {
             0 => assert_eq!(member.stop(), Some(0)),
@@ -155,17 +156,25 @@ async fn each_member_of_a_cluster_keeps_backups_across_a_leaders_death() {
     let mut members: Vec<Option<Member>> = places.start_all(&flags).into_iter().map(Some).collect();
     let endpoints: Vec<String> = members.iter().flatten().map(Member::endpoint).collect();
     let recording = Recording::start(&endpoints, 2);
+    let have_full = |members: &[Option<Member>]| {
+        members.iter().flatten().all(|member| metric(member, "pintle_backup_full_total") >= 1.0)
+    };
+    let leads =
+        |member: &Option<Member>| member.as_ref().is_some_and(|member| metric(member, "etcd_server_is_leader") == 1.0);
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let leader = (0..3).find(|&i| metric(members[i].as_ref().unwrap(), "etcd_server_is_leader") == 1.0);
-        let leader = leader.unwrap_or(0);
+        recording.grow(20).await;
+        wait_until("full backups", || have_full(&members)).await;
+        wait_until("a leader", || members.iter().any(leads)).await;
+        let leader = members.iter().position(leads).unwrap_or(0);
         let killed = members[leader].take().unwrap();
         killed.signal(libc::SIGKILL);
         drop(killed);
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        wait_until("another leader", || members.iter().any(leads)).await;
+        recording.grow(20).await;
         members[leader] = Some(places.start(leader, &flags));
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    recording.grow(20).await;
+    wait_until("full backups", || have_full(&members)).await;
     let (seen, written) = recording.stop().await;
     for member in members.into_iter().flatten() {
         wait_archived(&member).await;

@@ -17,7 +17,7 @@ use proto::{
     mvccpb::KeyValue,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tonic::{Status, transport::Channel};
 
 /// Until a member that is away is tried again.
@@ -56,6 +56,8 @@ pub async fn read_all(channel: &Channel, revision: i64) -> Result<(i64, Vec<KeyV
 /// Writes and reads until it is stopped.
 pub struct Recording {
     stop: Arc<AtomicBool>,
+    /// How many revisions were read.
+    seen: watch::Receiver<usize>,
     writer: JoinHandle<u64>,
     reader: JoinHandle<Seen>,
 }
@@ -64,8 +66,16 @@ impl Recording {
     pub fn start(endpoints: &[String], seed: u64) -> Recording {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = tokio::spawn(write(channel(endpoints), StdRng::seed_from_u64(seed), stop.clone()));
-        let reader = tokio::spawn(read(channel(endpoints), StdRng::seed_from_u64(seed + 1), stop.clone()));
-        Recording { stop, writer, reader }
+        let (count, seen) = watch::channel(0);
+        let reader = tokio::spawn(read(channel(endpoints), StdRng::seed_from_u64(seed + 1), stop.clone(), count));
+        Recording { stop, seen, writer, reader }
+    }
+
+    /// Returns once so many more revisions have been read.
+    pub async fn grow(&self, by: usize) {
+        let mut seen = self.seen.clone();
+        let enough = *seen.borrow() + by;
+        seen.wait_for(|seen| *seen >= enough).await.expect("the reader goes on");
     }
 
     /// What was seen, and how many writes were answered.
@@ -76,11 +86,14 @@ impl Recording {
     }
 }
 
-async fn read(channel: Channel, mut random: StdRng, stop: Arc<AtomicBool>) -> Seen {
+async fn read(channel: Channel, mut random: StdRng, stop: Arc<AtomicBool>, count: watch::Sender<usize>) -> Seen {
     let mut seen = Seen::new();
     while !stop.load(Ordering::Relaxed) {
         match read_all(&channel, 0).await {
-            Ok((revision, kvs)) => drop(seen.insert(revision, kvs)),
+            Ok((revision, kvs)) => {
+                seen.insert(revision, kvs);
+                count.send_replace(seen.len());
+            }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(1..30))).await;
