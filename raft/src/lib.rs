@@ -6,6 +6,7 @@
 //!  ├ read_index.rs                  linearizable reads
 //!  ├ status.rs                      who leads
 //!  ├ change.rs, membership.rs       changes of the membership: the rules, and carrying them out
+//!  ├ campaign.rs                    time between campaigns that gave no leader
 //!  ├ contact.rs                     who does not answer, for the log
 //!  ├ force_new.rs                   a cluster of one, when the majority is lost
 //!  ├ restored.rs                     a cluster that begins with a state from elsewhere
@@ -25,6 +26,7 @@
 //! - The log lets go only of what the store has made durable.
 //! - A failed write or sync of the log stops the node; it is never tried again.
 
+mod campaign;
 mod change;
 mod contact;
 mod convert;

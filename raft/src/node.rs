@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     Change, ChangeError, ChangePolicy, Config, LeaderHandler, LoggedEntry, Member, Meter, RaftError, StartError,
-    Status, contact,
+    Status, campaign, contact,
     convert::change_to_wire,
     force_new,
     log::{Folder, Log, LogError, WeakLog},
@@ -120,7 +120,7 @@ impl Node {
         let weak_log = log.downgrade();
         let state_machine = StateMachine::new(store.clone(), log.clone(), progress, roster_sender).map_err(io)?;
         let raft_config = Arc::new(raft_config(&config)?);
-        let raft = Raft::new(config.member.0, raft_config, peers.clone(), log, state_machine).await;
+        let raft = Raft::new(config.member.0, raft_config.clone(), peers.clone(), log, state_machine).await;
         let raft = raft.map_err(|error| StartError::Damaged(error.to_string()))?;
         peers.follow(raft.metrics());
         if is_fresh && !config.is_joining && !members.is_empty() {
@@ -148,6 +148,7 @@ impl Node {
         };
         host::spawn(changes.clone().seat_newcomers());
         host::spawn(contact::log_changes(raft.clone(), config.election_timeout));
+        host::spawn(campaign::pace(raft.clone(), raft_config));
         let heard = Heard::now();
         let removal = removal::Watcher {
             member: config.member.0,
@@ -528,7 +529,8 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
     let raft = openraft::Config {
         cluster_name: format!("{:x}", config.cluster.0),
         heartbeat_interval: heartbeat,
-        election_timeout_min: election * 4 / 10,
+        // A vote is synced and answered within this, or does not count.
+        election_timeout_min: election / 2,
         election_timeout_max: election * 65 / 100,
         enable_pre_vote: Some(true),
         // A leader that comes back has lost what it had not synced, which followers may have: it must not write other

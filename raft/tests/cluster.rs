@@ -70,6 +70,28 @@ async fn a_write_is_possible_again_after_the_leaders_death() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_whose_disks_are_slow_elect_a_leader() {
+    let mut cluster = Cluster::start(0).await;
+    let disk = HoldingDisk::new();
+    for _ in 0..3 {
+        cluster.new_place().await;
+    }
+    for i in 0..3 {
+        let (addresses, dir) = (cluster.addresses.clone(), cluster.dirs[i].path().to_path_buf());
+        let running = try_start_member_on(Arc::new(disk.clone()), &dir, i, &addresses, 3).await.unwrap();
+        cluster.running[i] = Some(running);
+    }
+    let leader = cluster.leader().await;
+    put_on(cluster.node(leader), "before", "1").await;
+
+    disk.0.send_replace(Syncs::Slow(ELECTION * 45 / 100));
+    cluster.crash(leader).await;
+    let began = Instant::now();
+    cluster.leader().await;
+    assert!(began.elapsed() < 20 * ELECTION, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_handed_over() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;

@@ -219,7 +219,7 @@ impl Connection {
         option: &RPCOption,
     ) -> Result<peer::AppendResponse, RPCError<TypeConfig>> {
         let mut responses = call(option, self.client().append_stream(stream::iter([request]))).await?;
-        let response = tokio::time::timeout(option.soft_ttl(), responses.message()).await.map_err(unreachable)?;
+        let response = tokio::time::timeout(option.hard_ttl(), responses.message()).await.map_err(unreachable)?;
         Ok(response.map_err(unreachable)?.unwrap_or_default())
     }
 }
@@ -237,7 +237,7 @@ async fn call<T>(
     option: &RPCOption,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, RPCError<TypeConfig>> {
-    match tokio::time::timeout(option.soft_ttl(), call).await {
+    match tokio::time::timeout(option.hard_ttl(), call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(unreachable(status).into()),
         Err(elapsed) => Err(unreachable(elapsed).into()),

@@ -1,9 +1,10 @@
-//! A disk whose syncs can be held, and made to fail.
+//! A disk whose syncs can be slow, held, and made to fail.
 
 use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -13,6 +14,8 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syncs {
     Done,
+    /// Take this much longer.
+    Slow(Duration),
     Held,
     Failed,
 }
@@ -76,8 +79,8 @@ impl DiskFile for HoldingFile {
     /// What is not synced is not written either: a power cut would have it so.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match *self.1.borrow() {
-            Syncs::Done => self.0.write_at(bytes, offset),
-            _ => Ok(()),
+            Syncs::Done | Syncs::Slow(_) => self.0.write_at(bytes, offset),
+            Syncs::Held | Syncs::Failed => Ok(()),
         }
     }
 
@@ -86,9 +89,12 @@ impl DiskFile for HoldingFile {
             let mut syncs = self.1.clone();
             let syncs = *syncs.wait_for(|syncs| *syncs != Syncs::Held).await.map_err(io::Error::other)?;
             match syncs {
-                Syncs::Failed => Err(io::Error::other("the disk is gone")),
-                _ => self.0.sync_data().await,
+                Syncs::Failed => return Err(io::Error::other("the disk is gone")),
+                // On the log's own thread, which runs nothing else.
+                Syncs::Slow(by) => std::thread::sleep(by),
+                Syncs::Done | Syncs::Held => {}
             }
+            self.0.sync_data().await
         }
         .boxed()
     }
