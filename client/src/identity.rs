@@ -55,6 +55,16 @@ pub type Connection = InterceptedService<Channel, WithToken>;
 #[derive(Debug, Clone, Default)]
 pub struct WithToken(Option<MetadataValue<Ascii>>);
 
+impl WithToken {
+    /// Every request over such a connection carries this token.
+    ///
+    /// # Errors
+    /// The token cannot be sent in a header.
+    pub fn new(token: &str) -> Result<WithToken> {
+        Ok(WithToken(Some(header(token)?)))
+    }
+}
+
 impl Interceptor for WithToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
@@ -98,7 +108,7 @@ struct Current {
 impl Identity {
     pub fn new(credentials: Option<Credentials>) -> Result<Identity> {
         let value = match &credentials {
-            Some(Credentials::Token(token)) => WithToken(Some(header(token)?)),
+            Some(Credentials::Token(token)) => WithToken::new(token)?,
             Some(Credentials::Password { .. }) | None => WithToken(None),
         };
         let is_good = !matches!(credentials, Some(Credentials::Password { .. }));
@@ -160,7 +170,7 @@ async fn authenticate(route: &Route, user: &str, password: &str, deadline: Insta
         AuthClient::new(connection).authenticate(request).await
     });
     match sent.await {
-        Ok(answer) => Ok(WithToken(Some(header(&answer.token)?))),
+        Ok(answer) => WithToken::new(&answer.token),
         // Everybody may do everything, until it is enabled: then requests are refused for want of a name.
         Err(Error::Etcd(EtcdError::AuthNotEnabled)) => Ok(WithToken(None)),
         Err(error) => Err(error),

@@ -181,6 +181,8 @@ impl Watcher {
             match broken {
                 // It was too slow, and has caught up with what was sent.
                 None => {}
+                Some(Broken::ForGood(Error::WatchCompacted { compact_revision }))
+                    if self.position.is_beyond(compact_revision) => {}
                 Some(Broken::ForGood(error)) => {
                     self.ended = Some(error.clone());
                     return Err(error);

@@ -30,6 +30,16 @@ impl Position {
         self.parts.clear();
     }
 
+    /// Whether nothing is missed though the store has forgotten what was before this revision: it had been told that there
+    /// was nothing for it. Then that is where it continues.
+    pub fn is_beyond(&mut self, compact_revision: i64) -> bool {
+        let is_beyond = compact_revision > self.next && compact_revision <= self.told + 1;
+        if is_beyond {
+            self.next = compact_revision;
+        }
+        is_beyond
+    }
+
     /// Puts parts together, drops what was handed over before, and moves on. The response is worth handing over when this
     /// says so.
     pub fn accept(&mut self, response: &mut WatchResponse) -> bool {
@@ -135,6 +145,18 @@ mod tests {
         assert!(position.accept(&mut response(12, &[10, 12])));
         assert_eq!(told(&mut position, response(11, &[])), 12);
         assert_eq!(told(&mut position, response(13, &[])), 13);
+    }
+
+    #[test]
+    fn a_compaction_of_what_was_told_is_no_loss() {
+        let mut position = Position::from(6);
+        assert!(!position.is_beyond(7), "nobody said what was at 6");
+        assert!(position.accept(&mut WatchResponse { watch_id: ALL, ..response(20, &[]) }));
+        assert!(position.is_beyond(15));
+        assert_eq!(position.next, 15);
+        assert!(!position.is_beyond(15), "it is refused what it should be given");
+        assert!(position.is_beyond(21));
+        assert!(!position.is_beyond(22));
     }
 
     #[test]
