@@ -14,6 +14,7 @@ mod planted;
 mod probe;
 mod process;
 mod reconfigure;
+mod root;
 mod simulate;
 mod test;
 mod tls;

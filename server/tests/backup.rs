@@ -28,6 +28,7 @@ use server::{
     import::{Membership, Progress},
 };
 use tempfile::TempDir;
+use walkdir::{DirEntry, WalkDir};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -253,16 +254,8 @@ async fn some_backups(dir: &Path, backups: &Path) -> i64 {
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(files(&path)),
-            false => found.push(path),
-        }
-    }
-    found.sort();
-    found
+    let entries = WalkDir::new(dir).sort_by_file_name().into_iter().map(Result::unwrap);
+    entries.filter(|entry| entry.file_type().is_file()).map(DirEntry::into_path).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use client::Connection;
 use proto::etcdserverpb::{
     Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
     cluster_client::ClusterClient,
 };
 use tokio::time::{sleep, timeout};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
-use crate::process::Node;
+use crate::{process::Node, root::as_root};
 
 /// Longer than etcd's strict check wants all members to have been connected.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
@@ -27,7 +28,7 @@ fn passes(status: &Status) -> bool {
 }
 
 /// Asks the members in turn, from `first` on, until one of them gives an answer or the change shows to be done.
-async fn until_done<T, F>(nodes: &[Node], first: usize, attempt: impl Fn(ClusterClient<Channel>) -> F) -> Result<T>
+async fn until_done<T, F>(nodes: &[Node], first: usize, attempt: impl Fn(ClusterClient<Connection>) -> F) -> Result<T>
 where
     F: Future<Output = Result<T, Status>>,
 {
@@ -40,7 +41,8 @@ where
         if !node.is_running() {
             continue;
         }
-        match timeout(REQUEST_LIMIT, attempt(ClusterClient::new(node.channel()))).await {
+        let asked = async { attempt(ClusterClient::new(as_root(node.channel()).await?)).await };
+        match timeout(REQUEST_LIMIT, asked).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(status)) if passes(&status) || is_cut_off(&status) => last = format!("{status}"),
             Ok(Err(status)) => return Err(status).with_context(|| format!("from {}", node.name())),
@@ -56,13 +58,13 @@ fn is_cut_off(status: &Status) -> bool {
     std::error::Error::source(status).is_some() || status.code() == Code::Cancelled
 }
 
-async fn list(client: &mut ClusterClient<Channel>) -> Result<Vec<Member>, Status> {
+async fn list(client: &mut ClusterClient<Connection>) -> Result<Vec<Member>, Status> {
     Ok(client.member_list(MemberListRequest { linearizable: true }).await?.into_inner().members)
 }
 
 /// Adds a member with a peer URL that no other has. Gives its id and all members.
 pub async fn add(nodes: &[Node], first: usize, peer_url: &str, is_learner: bool) -> Result<(u64, Vec<Member>)> {
-    let attempt = |mut client: ClusterClient<Channel>| async move {
+    let attempt = |mut client: ClusterClient<Connection>| async move {
         // An attempt without an answer may have been done.
         let known = list(&mut client).await?;
         if let Some(member) = with_url(&known, peer_url) {
@@ -78,7 +80,7 @@ pub async fn add(nodes: &[Node], first: usize, peer_url: &str, is_learner: bool)
 }
 
 pub async fn promote(nodes: &[Node], first: usize, id: u64) -> Result<()> {
-    let attempt = |mut client: ClusterClient<Channel>| async move {
+    let attempt = |mut client: ClusterClient<Connection>| async move {
         let known = list(&mut client).await?;
         if known.iter().any(|member| member.id == id && !member.is_learner) {
             return Ok(known);
@@ -92,7 +94,7 @@ pub async fn promote(nodes: &[Node], first: usize, id: u64) -> Result<()> {
 }
 
 pub async fn remove(nodes: &[Node], first: usize, id: u64) -> Result<()> {
-    let attempt = |mut client: ClusterClient<Channel>| async move {
+    let attempt = |mut client: ClusterClient<Connection>| async move {
         let known = list(&mut client).await?;
         if known.iter().all(|member| member.id != id) {
             return Ok(known);
@@ -105,7 +107,7 @@ pub async fn remove(nodes: &[Node], first: usize, id: u64) -> Result<()> {
 }
 
 pub async fn id_of(nodes: &[Node], first: usize, peer_url: &str) -> Result<u64> {
-    let attempt = |mut client: ClusterClient<Channel>| async move { list(&mut client).await };
+    let attempt = |mut client: ClusterClient<Connection>| async move { list(&mut client).await };
     let members = until_done(nodes, first, attempt).await.context("listing the members")?;
     let member = with_url(&members, peer_url).with_context(|| format!("{peer_url} is no member's: {members:?}"))?;
     Ok(member.id)
@@ -121,7 +123,7 @@ pub async fn check_lists(nodes: &[Node]) -> Result<()> {
         nodes.iter().map(|node| (node.name(), node.peer_url(), node.endpoint())).collect();
     expected.sort();
     for node in nodes {
-        let members = list(&mut ClusterClient::new(node.channel())).await?;
+        let members = list(&mut ClusterClient::new(as_root(node.channel()).await?)).await?;
         let mut listed: Vec<(&str, String, String)> = members
             .iter()
             .map(|member| (member.name.as_str(), member.peer_ur_ls.join(","), member.client_ur_ls.join(",")))

@@ -71,15 +71,12 @@ impl Process {
 
     /// Waits as the rate demands; false when the run is over.
     pub async fn goes_on(&mut self) -> bool {
-        let pause = Duration::from_secs_f64(self.random.random_range(0.0..2.0) / self.context.rate);
-        self.wait(pause).await
+        self.context.next_turn(&mut self.random).await
     }
 
     /// Waits for so long; false when the run is over.
-    pub async fn wait(&mut self, pause: Duration) -> bool {
-        let mut stopped = self.context.stopped.clone();
-        // An error: the run is gone. That it goes on after the pause is what a timeout says.
-        timeout(pause, stopped.wait_for(|stopped| *stopped)).await.is_err()
+    pub async fn wait(&self, pause: Duration) -> bool {
+        self.context.wait(pause).await
     }
 
     /// Asks, and takes down what comes of it. `None`: no answer.

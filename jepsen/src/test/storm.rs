@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use jepsen::check::history::{FaultNote, FaultPhase};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedMutRandom as _};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     nemesis::{Effect, Fault, Nemesis},
@@ -15,6 +15,9 @@ use super::{
 
 /// From the begin of one fault to that of the next, where the fault itself does not take longer.
 const INTERVAL_MS: std::ops::Range<u64> = 1_000..5_000;
+
+/// For making a fault and for taking it back.
+const FAULT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Between two faults, however long the first one took.
 const CALM_MIN: Duration = Duration::from_millis(300);
@@ -78,10 +81,10 @@ async fn one_fault(
     };
     recorder.fault(note.clone());
     let begin = Instant::now();
-    let struck = nemesis.strike(nodes, random).await;
+    let struck = in_time(nemesis.strike(nodes, random)).await;
     let Fault { description, victims, .. } = struck.with_context(|| format!("{} could not strike", nemesis.name()))?;
     sleep(hold.saturating_sub(begin.elapsed())).await;
-    let healed = nemesis.heal(nodes, random).await;
+    let healed = in_time(nemesis.heal(nodes, random)).await;
     let Effect { counters, .. } = healed.with_context(|| format!("after {}: {description}", nemesis.name()))?;
     for (name, count) in &counters {
         *toll.counters.entry((*name).to_owned()).or_default() += count;
@@ -91,6 +94,10 @@ async fn one_fault(
     note.counters = counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
     recorder.fault(note);
     Ok(())
+}
+
+async fn in_time<T>(fault: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(FAULT_LIMIT, fault).await.unwrap_or_else(|_| bail!("not done within {FAULT_LIMIT:?}"))
 }
 
 #[cfg(test)]

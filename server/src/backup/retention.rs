@@ -142,6 +142,7 @@ mod tests {
     use storage::{Applier, LogEntry, Options, Payload, Store};
     use tempfile::TempDir;
     use tokio_util::sync::CancellationToken;
+    use walkdir::{DirEntry, WalkDir};
 
     use super::*;
     use crate::{
@@ -285,16 +286,8 @@ mod tests {
     }
 
     fn files(dir: &Path) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => found.extend(files(&path)),
-                false => found.push(path),
-            }
-        }
-        found.sort();
-        found
+        let entries = WalkDir::new(dir).sort_by_file_name().into_iter().map(Result::unwrap);
+        entries.filter(|entry| entry.file_type().is_file()).map(DirEntry::into_path).collect()
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rand::{Rng as _, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 
 use super::{Effect, Fault, Nemesis};
+use crate::root::as_root;
 use crate::test::nodes::{
     Needs, Nodes,
     clock::{Setting, TRUE},
@@ -83,8 +84,9 @@ async fn tells_another_time(nodes: &Nodes, node: usize) -> Result<bool> {
     let process = &nodes.cluster.nodes[node];
     let log_from = process.log_length();
     // Something that both etcd and Pintle log. Whether it is done is no matter.
-    let mut client = MaintenanceClient::new(process.channel());
-    let _ = timeout(DEFRAGMENT_LIMIT, client.defragment(DefragmentRequest {})).await;
+    let asked =
+        async { MaintenanceClient::new(as_root(process.channel()).await?).defragment(DefragmentRequest {}).await };
+    let _ = timeout(DEFRAGMENT_LIMIT, asked).await;
     let log = process.log_from(log_from)?;
     let now = time_of_day(std::time::SystemTime::now())?;
     Ok(log.lines().filter_map(logged_time).any(|logged| apart(now, logged) > 1))

@@ -19,6 +19,7 @@ use tokio::{
 use tonic::transport::Channel;
 
 use super::{Effect, Fault, Nemesis};
+use crate::root::as_root;
 use crate::test::nodes::Nodes;
 
 const PAUSE_MS: std::ops::Range<u64> = 5..100;
@@ -73,17 +74,18 @@ impl Drop for CompactionStorm {
 
 async fn storm(channels: Vec<Channel>, mut random: StdRng, counter: Arc<AtomicU64>) {
     loop {
-        let client = KvClient::new(channels[random.random_range(0..channels.len())].clone());
+        let channel = channels[random.random_range(0..channels.len())].clone();
         let (left, physical) = (random.random_range(0..LEFT_MAX), random.random_ratio(1, 4));
         // A member that is down or leads nobody does not answer, which is no matter here.
-        if let Ok(Ok(())) = timeout(REQUEST_LIMIT, compact(client, left, physical)).await {
+        if let Ok(Ok(())) = timeout(REQUEST_LIMIT, compact(channel, left, physical)).await {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         sleep(Duration::from_millis(random.random_range(PAUSE_MS))).await;
     }
 }
 
-async fn compact(mut client: KvClient<Channel>, left: i64, physical: bool) -> Result<(), tonic::Status> {
+async fn compact(channel: Channel, left: i64, physical: bool) -> Result<(), tonic::Status> {
+    let mut client = KvClient::new(as_root(channel).await?);
     let range = RangeRequest { key: "any".into(), count_only: true, ..RangeRequest::default() };
     let present = client.range(range).await?.into_inner().header.unwrap_or_default().revision;
     let revision = (present - left).max(1);

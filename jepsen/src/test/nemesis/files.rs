@@ -19,6 +19,7 @@ use tokio::{task::block_in_place, time::timeout};
 use super::{Effect, Fault, Nemesis, victims};
 use crate::{
     damage::layout::{Layout, name, records},
+    root::as_root,
     test::nodes::Nodes,
 };
 
@@ -57,8 +58,10 @@ impl Files {
         nodes.may_end(victim, &[&name(&target.file)]);
         if self.kind == Kind::BitFlipRunning {
             // Whether there is an answer is no matter; all is read.
-            let mut client = MaintenanceClient::new(nodes.cluster.nodes[victim].channel());
-            let _ = timeout(READ_ALL_LIMIT, client.hash_kv(HashKvRequest { revision: 0 })).await;
+            let channel = nodes.cluster.nodes[victim].channel();
+            let asked =
+                async { MaintenanceClient::new(as_root(channel).await?).hash_kv(HashKvRequest { revision: 0 }).await };
+            let _ = timeout(READ_ALL_LIMIT, asked).await;
         } else {
             nodes.cluster.nodes[victim].spawn()?;
         }

@@ -16,6 +16,7 @@ use rand::{Rng as _, rngs::StdRng};
 use tokio::time::timeout;
 
 use super::{Effect, Fault, Nemesis, metrics, victims};
+use crate::root::as_root;
 use crate::test::nodes::{Needs, Nodes, link::Link};
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -106,8 +107,11 @@ impl Nemesis for MoveLeader {
             let status = nodes.status(to).await.with_context(|| format!("{} does not answer", nodes.name(to)))?;
             let target_id = status.header.context("no header")?.member_id;
             let at = Instant::now();
-            let mut client = MaintenanceClient::new(nodes.cluster.nodes[leader].channel());
-            let moved = timeout(REQUEST_LIMIT, client.move_leader(MoveLeaderRequest { target_id })).await;
+            let channel = nodes.cluster.nodes[leader].channel();
+            let asked = async {
+                MaintenanceClient::new(as_root(channel).await?).move_leader(MoveLeaderRequest { target_id }).await
+            };
+            let moved = timeout(REQUEST_LIMIT, asked).await;
             // It is refused when another leads already, or when the other is too far behind.
             self.moved = u64::from(matches!(moved, Ok(Ok(_))));
             let outcome = if self.moved == 1 { "" } else { ", which it did not" };
@@ -181,7 +185,7 @@ impl Nemesis for Lag {
 /// Writes to the log and changes nothing: transactions whose condition does not hold. Those that carry large values
 /// take room in the log all the same.
 async fn fill_log(nodes: &Nodes, leader: usize) -> Result<usize> {
-    let client = KvClient::new(nodes.cluster.nodes[leader].channel());
+    let client = KvClient::new(as_root(nodes.cluster.nodes[leader].channel()).await?);
     let value = Bytes::from(vec![b'x'; LOG_FILL_REQUEST_BYTES]);
     let count = LOG_FILL_BYTES / LOG_FILL_REQUEST_BYTES;
     let requests = stream::iter(0..count).map(|_| {

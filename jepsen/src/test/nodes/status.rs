@@ -6,19 +6,18 @@ use proto::{
 };
 use tonic::{Status, transport::Channel};
 
-use crate::test::{wire::Caller, workload::ROOT};
+use crate::root::as_root;
 
-/// A member's status. While a workload has authentication enabled, only users may ask.
+/// A member's status. While a workload has authentication enabled, only users may ask; a token needs a leader, so that
+/// it is first tried without.
 pub async fn ask(channel: Channel) -> Result<StatusResponse, Status> {
-    let mut caller = Caller { channel, token: None };
-    let mut client = MaintenanceClient::new(caller.channel.clone());
-    match client.status(StatusRequest {}).await {
+    let answer = match MaintenanceClient::new(channel.clone()).status(StatusRequest {}).await {
         Err(refused) if refused.message() == EtcdError::UserEmpty.message() => {
-            caller.token = Some(caller.authenticate(ROOT).await?);
-            Ok(client.status(caller.request(StatusRequest {})).await?.into_inner())
+            MaintenanceClient::new(as_root(channel).await?).status(StatusRequest {}).await
         }
-        answer => Ok(answer?.into_inner()),
-    }
+        answer => answer,
+    };
+    Ok(answer?.into_inner())
 }
 
 /// The one that leads the latest term.

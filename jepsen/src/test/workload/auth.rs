@@ -11,11 +11,12 @@ use jepsen::check::{
 use rand::Rng as _;
 
 use super::{Body, Case, Finding, Workload};
-use crate::test::client::{Choice, Client, Context};
+use crate::{
+    root::ROOT,
+    test::client::{Choice, Client, Context},
+};
 
 const PREFIX: &str = "auth/";
-/// The administrator, whose password is the same, as every user's here.
-pub const ROOT: &str = "root";
 const USERS: [&str; 2] = ["alice", "bob"];
 const ROLE: &str = "worker";
 

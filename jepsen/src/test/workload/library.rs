@@ -22,7 +22,8 @@ use jepsen::check::{
 use rand::Rng as _;
 use tokio::time::timeout;
 
-use super::{Body, Case, Finding, Workload, auth};
+use super::{Body, Case, Finding, Workload, auth, lock::LOCK_LIMIT};
+use crate::root::ROOT;
 use crate::test::{
     client::{Choice, Client, Context, REQUEST_LIMIT},
     library::{self, Manner, Process, to_op},
@@ -39,8 +40,6 @@ const COMPACTION_LAG: i64 = 100;
 /// Of a lease that is kept: a third of it is longer than most elections.
 const KEPT_TTL_S: i64 = 6;
 const SESSION_TTL_S: i64 = 4;
-/// Holders before this one have their time.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 pub const CLIENT: Workload = Workload {
     name: "client",
@@ -104,7 +103,7 @@ async fn administer(mut client: Client) -> Result<()> {
             break;
         }
         // To the same password.
-        client.call_as(auth::ROOT, auth::change(AuthChange::UserChangePassword { user: USER.to_owned() })).await;
+        client.call_as(ROOT, auth::change(AuthChange::UserChangePassword { user: USER.to_owned() })).await;
     }
     auth::open(&mut client).await;
     Ok(())

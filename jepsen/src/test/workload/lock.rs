@@ -20,7 +20,7 @@ const ELECTION: &str = "lock/election";
 const EFFECT: &str = "lock-effect/";
 const TTL_S: i64 = 3;
 /// Holders before this one have their time.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
+pub const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 pub const LOCKS: Workload = Workload {
     name: "lock",

@@ -43,7 +43,6 @@ use jepsen::check::{
     store::Store,
 };
 
-pub use auth::ROOT;
 pub use finding::Finding;
 
 pub type Body = BoxFuture<'static, Result<()>>;
