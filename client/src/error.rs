@@ -120,6 +120,10 @@ impl From<Status> for Error {
         }
         match EtcdError::from_message(status.message()) {
             Some(error) => Error::Etcd(error),
+            None if retry::connection_broke(&status) => {
+                let message = format!("connection broke: {}", deepest_reason(&status));
+                Error::Rpc { code: status.code(), message }
+            }
             None => Error::Rpc { code: status.code(), message: status.message().to_string() },
         }
     }

@@ -85,9 +85,14 @@ pub fn bad_client(error: Error) -> Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        let always_hint = matches!(error, Error::Unreachable(_) | Error::Tls(_));
+        let always_hint = matches!(error, Error::Unreachable(_) | Error::Tls(_)) || broke(&error);
         Failure { code: ERROR, text: Some(describe(&error)), hint: hint(&error), always_hint }
     }
+}
+
+/// The connection was made, and then ended: so it looks where the server wants TLS, or a certificate.
+fn broke(error: &Error) -> bool {
+    matches!(error, Error::Rpc { message, .. } if message.starts_with("connection broke"))
 }
 
 /// An error of the client in the words of etcd's Go client.
@@ -120,6 +125,9 @@ fn code_name(code: tonic::Code) -> String {
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
         Error::Unreachable(reason) => unreachable_hint(reason),
+        error if broke(error) => {
+            "does the server want TLS (https:// in --endpoints), or a certificate of ours (--cert and --key)?"
+        }
         Error::Timeout => {
             "the server did not answer in time: ask again with a longer --command-timeout, and see who answers with \
              `pintlectl endpoint status --cluster`"
