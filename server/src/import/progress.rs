@@ -21,7 +21,7 @@ pub struct Progress {
 impl Progress {
     /// Drawn on standard error where that is a terminal; the work ends when `unwanted` is cancelled.
     pub fn on_terminal(unwanted: CancellationToken) -> Progress {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(DRAWN_PER_SECOND));
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(DRAWN_PER_SECOND));
         Progress { bar, unwanted }
     }
 
@@ -30,13 +30,23 @@ impl Progress {
         Progress { bar: ProgressBar::hidden(), unwanted: CancellationToken::new() }
     }
 
+    /// Somebody else works, and does not say how far it is.
+    pub fn wait(&self, what: &'static str) {
+        let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+        self.draw(style.expect("the template is well-formed"), what);
+    }
+
     /// Begins a piece of the work that goes through so many bytes.
     pub fn begin(&self, what: &'static str, bytes: u64) {
         let style = ProgressStyle::with_template("{msg:22} [{bar:36}] {bytes}/{total_bytes} {eta}");
-        self.bar.set_style(style.expect("the template is well-formed").progress_chars("=> "));
-        self.bar.reset();
         self.bar.set_length(bytes);
+        self.draw(style.expect("the template is well-formed").progress_chars("=> "), what);
+    }
+
+    fn draw(&self, style: ProgressStyle, what: &'static str) {
+        self.bar.set_style(style);
         self.bar.set_message(what);
+        self.bar.reset();
         self.bar.enable_steady_tick(TICK);
     }
 

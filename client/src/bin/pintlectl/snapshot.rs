@@ -122,9 +122,9 @@ async fn save(client: &Client, file: &Path) -> anyhow::Result<()> {
 /// Writes the file, and compares it with the hash at its end.
 async fn receive(client: &Client, endpoint: &str, part: &Path) -> anyhow::Result<()> {
     let mut file = create(part).with_context(|| format!("could not open {}", part.display()))?;
+    let progress = Progress::on_terminal(CancellationToken::new());
+    progress.wait("the member writes the snapshot");
     let mut stream = client.snapshot(endpoint).await?;
-    let unwanted = CancellationToken::new();
-    let progress = Progress::on_terminal(unwanted);
     let (mut hash, mut last, mut bytes) = (Sha256::new(), Vec::new(), 0u64);
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
