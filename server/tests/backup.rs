@@ -239,6 +239,54 @@ async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_old_backups_are_removed_leaves_what_is_claimed() {
+    let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let mut flags = flags(backups.path(), "20ms");
+    *flags.last_mut().unwrap() = "--backup-keep=2".into();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut random = StdRng::seed_from_u64(5);
+    let [client, peer] = member::free_ports();
+    let mut count = 0;
+    for round in 0..8 {
+        let member = Member::start_on(dir.path(), client, peer, &flags);
+        let kvs = read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1;
+        count = kvs.first().map_or(0, value).max(count);
+        // Old ones are removed each time one is taken: here once at least.
+        let (before, began) = (oldest_covered(backups.path()).max(1), Instant::now());
+        while oldest_covered(backups.path()) <= before {
+            assert!(began.elapsed() < PATIENCE, "no old backup is removed");
+            count = count_up(&member, count, || oldest_covered(backups.path()) > before).await;
+        }
+        let end = Instant::now() + Duration::from_millis(random.random_range(0..100));
+        count = count_up(&member, count, || Instant::now() > end).await;
+        if round < 7 {
+            member.signal(libc::SIGKILL);
+            drop(member);
+        } else {
+            assert_eq!(member.stop(), Some(0));
+        }
+        assert_whole(backups.path());
+        let catalog = Catalog::read(backups.path()).unwrap();
+        let spans: Vec<_> = catalog.members[0].chains.iter().flat_map(|chain| chain.spans()).collect();
+        let bases: usize = spans.iter().map(|span| span.bases.len()).sum();
+        assert!((2..=3).contains(&bases), "two stay, and one more while others are removed: {bases}");
+        for revision in spans.iter().flat_map(|span| [span.first.revision, span.last.revision]) {
+            let to = TempDir::new().unwrap();
+            let restored = restore_to(backups.path(), Goal::Revision(revision), None, to.path()).unwrap();
+            let kvs = restored_keys(to.path(), restored.revision).await;
+            let found = kvs.first().map_or((1, 0), |kv| (kv.mod_revision, value(kv)));
+            assert_eq!(found, (revision, revision - 1));
+        }
+    }
+}
+
+/// The revision of the oldest full backup; 0 while there is none.
+fn oldest_covered(backups: &Path) -> i64 {
+    let oldest = |catalog: Catalog| Some(catalog.members.first()?.chains.first()?.bases.first()?.manifest.revision);
+    Catalog::read(backups).ok().and_then(oldest).unwrap_or(0)
+}
+
 /// A small backup: two full ones, complete segments, users, and a compaction.
 async fn some_backups(dir: &Path, backups: &Path) -> i64 {
     let flags = flags(backups, "500ms");

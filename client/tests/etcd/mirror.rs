@@ -2,17 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::Duration,
 };
 
 use client::{
-    Client, Compare, Delete, Get, LeaseId, Op, Put, Txn, Watch,
+    Client, Compare, Credentials, Delete, Get, LeaseId, Op, Options, Put, Tls, Txn, Watch,
     mirror::PROGRESS_KEY,
     mvccpb::{Event, KeyValue},
 };
@@ -21,7 +22,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::server::{Etcd, Store};
+use crate::{
+    secure::certs::{Authority, Issued},
+    server::{Etcd, Store},
+};
 
 /// So that a mirror that is killed, on a machine with much else to do, is back before leases run out.
 const LONG_LEASES: [&str; 2] = ["--lease-ttl-min", "60"];
@@ -378,4 +382,107 @@ async fn a_difference_is_named() {
     let output = cut_over(&source, &destination, &[]);
     assert_refused(&output, "is not what the source is");
     assert!(String::from_utf8_lossy(&output.stdout).contains(r#"DIFFERENT: key "k": the values differ"#), "{output:?}");
+}
+
+/// A store that shows its certificate, wants one, and knows root alone.
+async fn secured(store: Store, authority: &Authority, shown: &Issued, password: &str) -> Etcd {
+    let server = authority.issue_here("server");
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_string();
+    let flags = [
+        format!("--cert-file={}", text(&server.cert)),
+        format!("--key-file={}", text(&server.key)),
+        format!("--trusted-ca-file={}", text(&authority.file)),
+        "--client-cert-auth".to_string(),
+    ];
+    let tls = Tls::with_ca(&authority.file).identity(&shown.cert, &shown.key);
+    let options = Options { tls: Some(tls), ..Options::default() };
+    let etcd = Etcd::prepare(store, 1).flags(&flags.each_ref().map(String::as_str)).tls(options).run().await;
+    let client = etcd.client();
+    client.user_add("root", Some(password)).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    etcd
+}
+
+/// The flags of one side.
+fn shows(side: &str, authority: &Authority, shown: &Issued, password: &str) -> Vec<String> {
+    vec![
+        format!("--{side}-cacert={}", authority.file.display()),
+        format!("--{side}-cert={}", shown.cert.display()),
+        format!("--{side}-key={}", shown.key.display()),
+        format!("--{side}-user=root"),
+        format!("--{side}-password={password}"),
+    ]
+}
+
+#[tokio::test]
+async fn each_side_is_shown_its_own_certificate_and_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let authorities = ["from", "to"].map(|name| {
+        let own = dir.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        Authority::new(&own, name)
+    });
+    let issued = authorities.each_ref().map(|authority| authority.issue_here("client"));
+    let source = secured(Store::Etcd, &authorities[0], &issued[0], "one").await;
+    let destination = secured(Store::Pintle, &authorities[1], &issued[1], "two").await;
+    let as_root = |of: &Etcd, password: &str| {
+        let credentials = Credentials::Password { user: "root".into(), password: password.into() };
+        Client::with_options(of.urls(), Options { credentials: Some(credentials), ..of.options.clone() }).unwrap()
+    };
+    let (from, to) = (as_root(&source, "one"), as_root(&destination, "two"));
+    for key in 0..20 {
+        from.put(Put::new(format!("k/{key}"), "v")).await.unwrap();
+    }
+    let flags = [shows("from", &authorities[0], &issued[0], "one"), shows("to", &authorities[1], &issued[1], "two")];
+    let flags: Vec<&str> = flags.iter().flatten().map(String::as_str).collect();
+    let mirror = Mirror::start(&source, &destination, &flags);
+    moved_on(&to, 1).await;
+    from.put(Put::new("later", "v")).await.unwrap();
+    drop(mirror);
+
+    // Each flag counts: without it, or with that of the other side, the mirror does nothing and says why.
+    let instead = |flag: &str, other: &str| -> Vec<String> {
+        let left = flags.iter().filter(|given| !given.starts_with(flag)).map(|given| given.to_string());
+        left.chain((!other.is_empty()).then(|| other.to_string())).collect()
+    };
+    let run = |flags: &[String]| cut_over(&source, &destination, &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    for (flag, other, reason) in [
+        ("--from-password", "--from-password=two", "authentication failed"),
+        ("--to-password", "--to-password=one", "authentication failed"),
+        ("--from-cacert", "--from-cacert=/does/not/exist", "/does/not/exist"),
+        ("--to-key", "--to-key=/does/not/exist", "/does/not/exist"),
+    ] {
+        assert_refused(&run(&instead(flag, other)), reason);
+    }
+    let other_ca = format!("--from-cacert={}", authorities[1].file.display());
+    for (flag, other, reason) in [
+        ("--from-cacert", other_ca.as_str(), "UnknownIssuer"),
+        ("--to-cacert", "", "UnknownIssuer"),
+        ("--from-server-name", "--from-server-name=elsewhere", "elsewhere"),
+    ] {
+        assert_waits_saying(&source, &destination, &instead(flag, other), reason);
+    }
+    let alone = run(&instead("--to-key", ""));
+    assert!(!alone.status.success() && String::from_utf8_lossy(&alone.stderr).contains("--to-key"), "{alone:?}");
+    assert_equal(&run(&instead("--to-cacert", "--to-insecure-skip-tls-verify")));
+    assert_eq!(contents(&from).await, contents(&to).await);
+}
+
+/// What may be mended while it runs, such as a certificate, is waited for; the reason is told at once.
+fn assert_waits_saying(source: &Etcd, destination: &Etcd, flags: &[String], reason: &str) {
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut child = command(source, destination, &flags).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _mirror = Mirror(child);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut said = Vec::new();
+    while let Ok(line) = receiver.recv_timeout(SOON) {
+        if line.contains(reason) {
+            return;
+        }
+        said.push(line);
+    }
+    panic!("it does not say {reason:?}: {said:?}");
 }

@@ -1,7 +1,7 @@
 //! TLS, users and tokens.
 
 #[path = "../../../server/tests/certs/mod.rs"]
-mod certs;
+pub mod certs;
 
 use std::{fs, time::Duration};
 
