@@ -53,6 +53,9 @@ async fn only_whom_the_client_trusts_is_talked_to(store: Store) {
     // Without a certificate of its own the client is turned away.
     let turned_away = Client::with_options(etcd.urls(), with_tls(Tls::with_ca(&authority.file))).unwrap();
     turned_away.get(Get::key("k")).await.unwrap_err();
+    let plain: Vec<String> = etcd.urls().iter().map(|url| url.replace("https:", "http:")).collect();
+    let error = Client::with_options(plain, Options::default()).unwrap().put(Put::new("k", "v")).await.unwrap_err();
+    assert!(error.to_string().contains("connection broke: "), "{error}");
     for tls in [
         Tls { server_name: Some("localhost".to_string()), ..shown.clone() },
         Tls { ca: None, insecure_skip_verify: true, ..shown },
