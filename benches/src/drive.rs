@@ -23,13 +23,11 @@ use std::{
 };
 
 use anyhow::Context;
+use client::{Client, Connection, Options};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep_until};
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::Status;
 
 use crate::{Shape, node};
 
@@ -59,18 +57,16 @@ pub trait Worker: Send + 'static {
     fn step(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
-/// Opens `count` connections, spread over the endpoints in turn.
-pub async fn connect(endpoints: &[String], count: usize) -> anyhow::Result<Vec<Channel>> {
+/// Opens `count` connections of the client library, spread over the endpoints in turn.
+pub async fn connect(endpoints: &[String], count: usize) -> anyhow::Result<Vec<Connection>> {
     anyhow::ensure!(!endpoints.is_empty() && count > 0, "at least one endpoint and one connection are needed");
     let mut channels = Vec::with_capacity(count);
     for url in endpoints.iter().cycle().take(count) {
-        let endpoint = Endpoint::from_shared(url.clone())?
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(5))
-            .timeout(REQUEST_TIMEOUT)
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20);
-        channels.push(endpoint.connect().await.with_context(|| format!("connect to {url}"))?);
+        let options = Options { request_timeout: REQUEST_TIMEOUT, ..Options::default() };
+        let client = Client::with_options([url], options)?;
+        // Connects.
+        client.status(url).await.with_context(|| format!("connect to {url}"))?;
+        channels.push(client.connection().await?);
     }
     Ok(channels)
 }
@@ -340,7 +336,7 @@ async fn closed_loop<W: Worker>(mut worker: W, recorder: Arc<Recorder>, shard: u
         if sent >= recorder.end {
             return;
         }
-        let result = worker.step().await;
+        let result = step(&mut worker).await;
         let now = Instant::now();
         match result {
             Ok(()) => {
@@ -359,12 +355,17 @@ async fn closed_loop<W: Worker>(mut worker: W, recorder: Arc<Recorder>, shard: u
     }
 }
 
+async fn step<W: Worker>(worker: &mut W) -> Result<(), Status> {
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, worker.step()).await;
+    answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("there was no answer in time")))
+}
+
 async fn open_loop<W: Worker>(mut worker: W, recorder: Arc<Recorder>, schedule: Arc<Schedule>, shard: usize) {
     while let Some(due) = schedule.next_due().await {
         if Instant::now() >= recorder.end + DRAIN {
             return;
         }
-        let result = worker.step().await;
+        let result = step(&mut worker).await;
         let now = Instant::now();
         let counts = (recorder.start..recorder.end).contains(&due);
         match result {

@@ -11,12 +11,13 @@ use std::{
 
 use anyhow::Context;
 use bytes::Bytes;
+use client::Connection;
 use proto::etcdserverpb::{
     PutRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_client::WatchClient, watch_request::RequestUnion,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     drive::{Measured, Recorder, Settings, micros},
@@ -26,7 +27,12 @@ use crate::{
 const TIMESTAMP_BYTES: usize = 8;
 
 /// `operations` of the result are events received by all watchers together; latencies are delays of events.
-pub async fn run(watchers: usize, settings: &Settings, channels: &[Channel], prefix: &str) -> anyhow::Result<Measured> {
+pub async fn run(
+    watchers: usize,
+    settings: &Settings,
+    channels: &[Connection],
+    prefix: &str,
+) -> anyhow::Result<Measured> {
     let mut streams = Vec::new();
     for (index, channel) in channels.iter().enumerate() {
         let share = (watchers + channels.len() - 1 - index) / channels.len();
@@ -63,7 +69,7 @@ struct Watching {
     responses: Streaming<WatchResponse>,
 }
 
-async fn open(channel: Channel, watchers: usize, prefix: &str) -> anyhow::Result<Watching> {
+async fn open(channel: Connection, watchers: usize, prefix: &str) -> anyhow::Result<Watching> {
     let (requests, receiver) = mpsc::channel(watchers);
     for _ in 0..watchers {
         let create = WatchCreateRequest {
@@ -102,7 +108,7 @@ async fn read(mut stream: Watching, recorder: &Arc<Recorder>, epoch: Instant, sh
 }
 
 /// Puts until it is stopped: as fast as puts are answered, or at the rate that was asked for.
-async fn write(channel: Channel, settings: Settings, prefix: String, epoch: Instant) -> Result<Infallible, Status> {
+async fn write(channel: Connection, settings: Settings, prefix: String, epoch: Instant) -> Result<Infallible, Status> {
     let mut kv = workload::kv(channel);
     let filler = workload::value(settings.shape.value_size.saturating_sub(TIMESTAMP_BYTES));
     let begin = Instant::now();

@@ -10,9 +10,9 @@ use std::{
 };
 
 use clap::Args;
+use client::Connection;
 use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op::Request};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 use crate::workload;
 
@@ -67,7 +67,7 @@ impl fmt::Display for Filled {
 }
 
 /// Puts every key, or fails with the first error.
-pub async fn fill(channels: &[Channel], options: &Options) -> anyhow::Result<Filled> {
+pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<Filled> {
     anyhow::ensure!((1..=MAX_TXN_OPS).contains(&options.batch), "a batch has 1 to {MAX_TXN_OPS} keys");
     anyhow::ensure!(options.clients > 0 && !options.prefix.is_empty(), "clients and a prefix are needed");
     let begin = Instant::now();

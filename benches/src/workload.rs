@@ -21,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use client::Connection;
 use proto::etcdserverpb::{
     Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest, RangeRequest, RequestOp,
     TxnRequest, TxnResponse,
@@ -33,7 +34,7 @@ use proto::etcdserverpb::{
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use crate::{
     drive::{self, Measured, Settings, Worker},
@@ -179,7 +180,7 @@ pub async fn run(spec: &Spec, settings: &Settings) -> anyhow::Result<Measured> {
     }
 }
 
-pub fn kv(channel: Channel) -> KvClient<Channel> {
+pub fn kv(channel: Connection) -> KvClient<Connection> {
     KvClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
@@ -228,7 +229,7 @@ impl KeySpace {
 }
 
 struct Put {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     value: Bytes,
     random: SmallRng,
@@ -243,7 +244,7 @@ impl Worker for Put {
 }
 
 struct Get {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     serializable: bool,
     random: SmallRng,
@@ -263,7 +264,7 @@ impl Worker for Get {
 }
 
 struct List {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     request: RangeRequest,
     expected: i64,
 }
@@ -285,7 +286,7 @@ struct Object {
 }
 
 struct Kube {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     prefix: String,
     objects: Vec<Object>,
     value: Bytes,
@@ -356,7 +357,7 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    async fn open(channel: Channel) -> Result<KeepAlive, Status> {
+    async fn open(channel: Connection) -> Result<KeepAlive, Status> {
         let mut lease = LeaseClient::new(channel);
         let id = lease.lease_grant(LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: 0 }).await?.into_inner().id;
         // One request is under way at a time.

@@ -33,6 +33,11 @@ use crate::{Error, Options, Result, tls::Tls};
 const PASSED_OVER_FIRST: Duration = Duration::from_millis(250);
 const PASSED_OVER_MOST: Duration = Duration::from_secs(8);
 
+/// What a server may send before it must hear that it was read. HTTP/2's 64 KiB would make a large answer, or many
+/// streams together, wait for the way there and back again and again.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Address {
     Tcp(String, u16),
@@ -132,6 +137,8 @@ impl Member {
         let endpoint = Endpoint::from_shared(place.origin())
             .map_err(|error| refused(error.to_string()))?
             .connect_timeout(options.connect_timeout)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(options.ping_interval)
             .keep_alive_timeout(options.ping_timeout)
             .keep_alive_while_idle(true);
