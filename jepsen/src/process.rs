@@ -18,12 +18,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::unix::pipe,
     process::{Child, Command},
     sync::watch,
-    task::JoinHandle,
     time::timeout,
 };
 use tonic::transport::{Channel, Endpoint};
@@ -129,7 +132,8 @@ pub struct Node {
 struct Process {
     child: Child,
     ready: watch::Receiver<bool>,
-    log_reader: JoinHandle<()>,
+    /// Ends when all that the process has logged is on file.
+    log_copied: Shared<BoxFuture<'static, ()>>,
     log_start: u64,
 }
 
@@ -263,8 +267,9 @@ impl Node {
         drop(command);
 
         let (ready_sender, ready) = watch::channel(false);
-        let log_reader = tokio::spawn(copy_log(reader.into(), log, ready_sender));
-        self.process = Some(Process { child, ready, log_reader, log_start });
+        let log_copied = tokio::spawn(copy_log(reader.into(), log, ready_sender));
+        let log_copied = log_copied.map(|copied| copied.expect("copying does not panic")).boxed().shared();
+        self.process = Some(Process { child, ready, log_copied, log_start });
         Ok(())
     }
 
@@ -329,9 +334,16 @@ impl Node {
     pub async fn exited(&mut self) -> Result<ExitStatus> {
         let process = self.process.as_mut().with_context(|| format!("{} is not started", self.name))?;
         let status = process.child.wait().await?;
-        (&mut process.log_reader).await?;
+        process.log_copied.clone().await;
         self.process = None;
         Ok(status)
+    }
+
+    /// Waits until all is on file that a process has logged which is gone.
+    pub async fn log_copied(&self) {
+        if let Some(process) = &self.process {
+            process.log_copied.clone().await;
+        }
     }
 
     /// Whether the process has ended by itself.

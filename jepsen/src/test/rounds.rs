@@ -227,7 +227,7 @@ impl<'a> Run<'a> {
         for (counter, count) in effect.counters {
             *self.counters.entry(counter).or_default() += count;
         }
-        self.nodes.check_running().with_context(|| format!("after: {}", fault.description))
+        self.nodes.check_running().await.with_context(|| format!("after: {}", fault.description))
     }
 
     fn summary(&self, target: &Target) -> String {

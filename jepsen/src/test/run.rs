@@ -99,7 +99,7 @@ impl Plan {
         let mut run = Run::new(self, &nodes);
         let faults = run.load(&mut nodes).await;
         run.findings.push(finding("nemesis", faults.map(|()| run.toll_text())));
-        run.findings.push(finding("exits", nodes.check_running().map(|()| "nobody ended unordered".to_owned())));
+        run.findings.push(finding("exits", nodes.check_running().await.map(|()| "nobody ended unordered".to_owned())));
         run.settle().await;
         if run.failed() {
             eprintln!("{}", nodes.log_tails());

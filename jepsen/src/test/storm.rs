@@ -56,7 +56,7 @@ pub async fn rage(
         let hold = interval.mul_f64(random.random_range(0.2..0.8));
         let nemesis = nemeses.choose_mut(&mut random).expect("a run with faults has a nemesis");
         one_fault(&mut **nemesis, nodes, recorder, &mut random, hold, toll).await?;
-        nodes.check_running()?;
+        nodes.check_running().await?;
         let calm = interval.saturating_sub(begin.elapsed()).max(CALM_MIN);
         sleep(calm.min(until.saturating_duration_since(Instant::now()))).await;
     }

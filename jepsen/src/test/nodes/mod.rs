@@ -203,11 +203,12 @@ impl Nodes {
     }
 
     /// An error if a node has ended that nobody ended and that had no excuse.
-    pub fn check_running(&mut self) -> Result<()> {
+    pub async fn check_running(&mut self) -> Result<()> {
         for (node, machine) in self.cluster.nodes.iter_mut().zip(&self.machines) {
             if !node.is_running() || !node.has_exited()? {
                 continue;
             }
+            node.log_copied().await;
             let (name, tail) = (node.name(), node.log_tail());
             let excuse = machine.excuse.as_ref().with_context(|| format!("{name} ended by itself\n{tail}"))?;
             let log = node.log_from(excuse.log_from)?;
@@ -225,7 +226,7 @@ impl Nodes {
 
     /// From now on nodes have no excuse to end. Gives those that had ended; they are not started.
     pub async fn must_run(&mut self, nodes: &[usize]) -> Result<Vec<usize>> {
-        self.check_running()?;
+        self.check_running().await?;
         let mut ended = Vec::new();
         for index in nodes {
             let node = &mut self.cluster.nodes[*index];
@@ -263,7 +264,7 @@ impl Nodes {
 
     /// Ends nodes with SIGKILL, and waits until they are gone.
     pub async fn kill(&mut self, victims: &[usize]) -> Result<()> {
-        self.check_running()?;
+        self.check_running().await?;
         for victim in victims {
             // One that had an excuse may have ended.
             if !self.cluster.nodes[*victim].has_exited()? {
@@ -288,7 +289,7 @@ impl Nodes {
     /// Cuts the power of nodes: what they have not synced is lost, or, with disks that fail as told, any part of it. The
     /// disks are left unmounted.
     pub async fn cut_power(&mut self, victims: &[usize]) -> Result<Lost> {
-        self.check_running()?;
+        self.check_running().await?;
         for victim in victims {
             // They must not see their disks fail.
             if !self.cluster.nodes[*victim].has_exited()? {
@@ -334,7 +335,7 @@ impl Nodes {
 
     /// Asks a node to stop and waits for it.
     pub async fn stop(&mut self, node: usize) -> Result<()> {
-        self.check_running()?;
+        self.check_running().await?;
         terminate(&mut self.cluster.nodes[node]).await
     }
 
@@ -446,7 +447,7 @@ impl Nodes {
     /// Ends all nodes in order and takes everything down.
     pub async fn shutdown(mut self) -> Result<()> {
         self.heal_links();
-        self.check_running()?;
+        self.check_running().await?;
         for node in 0..self.len() {
             self.resume(node)?;
         }
