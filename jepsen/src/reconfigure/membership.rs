@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use client::Connection;
-use proto::etcdserverpb::{
-    Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
-    cluster_client::ClusterClient,
+use proto::{
+    EtcdError,
+    etcdserverpb::{
+        Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+        cluster_client::ClusterClient,
+    },
 };
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
@@ -99,7 +102,11 @@ pub async fn remove(nodes: &[Node], first: usize, id: u64) -> Result<()> {
         if known.iter().all(|member| member.id != id) {
             return Ok(known);
         }
-        Ok(client.member_remove(MemberRemoveRequest { id }).await?.into_inner().members)
+        match client.member_remove(MemberRemoveRequest { id }).await {
+            // By an earlier attempt, done after the members were listed.
+            Err(status) if status.message() == EtcdError::MemberNotFound.message() => list(&mut client).await,
+            answer => Ok(answer?.into_inner().members),
+        }
     };
     let members = until_done(nodes, first, attempt).await.context("removing a member")?;
     ensure!(members.iter().all(|member| member.id != id), "{id:x} is still one of {members:?}");
