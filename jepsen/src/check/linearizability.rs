@@ -74,15 +74,28 @@ pub fn replay(history: &History, initial: &Store) -> Result<(Verdict, Option<Sto
 
 /// An order for each key. All operations must be on one key each.
 pub fn check_keys(history: &History, initial: &Store) -> Result<Verdict> {
+    check_keys_within(history, &History::default(), initial)
+}
+
+/// The same, of a history from which operations on several keys were left out, and watches. They have no place in any
+/// order, but what they told about a key counts: a comparison may name a revision that is known from nowhere else.
+pub fn check_keys_within(history: &History, whole: &History, initial: &Store) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let known = match Evidence::of_operations(&judged(whole)?, &Evidence::of_watches(whole)) {
+        Ok(known) => known,
+        Err(anomaly) => {
+            verdict.anomalies.push(anomaly);
+            return Ok(verdict);
+        }
+    };
     let operations = judged(history)?;
     let mut keys: BTreeMap<Blob, Vec<Judged>> = BTreeMap::new();
     for operation in &operations {
         let key = single_key(&operation.request).with_context(|| format!("not on one key: {operation}"))?;
         keys.entry(key.clone()).or_default().push(operation.clone());
     }
-    let mut verdict = Verdict::default();
-    for of_key in keys.values() {
-        let known = Evidence::default();
+    for (key, of_key) in &keys {
+        let known = known.of_key(key);
         verdict = verdict.and(check(of_key, &operations, initial, Scope::Key, &known, CONFIGURATIONS_MAX).0);
     }
     Ok(verdict)

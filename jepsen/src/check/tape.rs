@@ -4,7 +4,7 @@ use super::history::{
     Answer, Entry, Event, Failure, Header, History, KeyValue, Keys, Put, Range, Request, Response, WatchNote, WatchSeen,
 };
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Tape {
     pub history: History,
     now_ns: u64,

@@ -56,6 +56,11 @@ impl Evidence {
         evidence
     }
 
+    pub fn of_key(&self, key: &Blob) -> Evidence {
+        let told = self.0.iter().filter_map(|(revision, at)| Some((*revision, at.get(key)?.clone())));
+        Evidence(told.map(|(revision, told)| (revision, BTreeMap::from([(key.clone(), told)]))).collect())
+    }
+
     /// What answers tell, besides what is known.
     pub fn of_operations(operations: &[Judged], known: &Evidence) -> Result<Evidence, Anomaly> {
         let mut evidence = known.clone();

@@ -276,6 +276,24 @@ fn the_replay_goes_on_to_what_only_watchers_saw() {
 }
 
 #[test]
+fn a_list_says_where_an_unknown_write_was_done_that_an_unknown_delete_names() {
+    let mut changes = Tape::default();
+    changes.put(1, "a", "1", 2).ask(1, cas("a", 2, "2")).lost(1);
+    let delete = TxnOp::DeleteRange(DeleteRange { keys: Keys::one("a"), prev_kv: false });
+    let Request::Txn(txn) = cas("a", 5, "") else { unreachable!("it is a transaction") };
+    changes.ask(2, Request::Txn(Txn { success: vec![delete], ..txn })).lost(2);
+    changes.done(3, cas("a", 0, "3"), 9, cas_done(true));
+    let mut whole = changes.clone();
+    let list = Request::Range(Range { keys: Keys::all(), ..Range::default() });
+    let judge = |whole: &Tape| check_keys_within(&changes.history, &whole.history, &Store::default()).unwrap();
+    whole.done(4, list.clone(), 6, range_of(vec![kv("a", "2", (2, 5, 2)), kv("b", "x", (4, 4, 1))]));
+    assert!(judge(&whole).passes(), "{}", judge(&whole));
+    // A list at another time that is at odds with it.
+    whole.done(4, list, 7, range_of(vec![kv("a", "other", (2, 5, 2))]));
+    assert_eq!(judge(&whole).names(), ["not linearizable"]);
+}
+
+#[test]
 fn local_reads_have_no_place_and_workload_steps_are_refused() {
     let mut tape = Tape::default();
     let local = Request::Range(Range { keys: Keys::one("a"), serializable: true, ..Range::default() });

@@ -169,7 +169,7 @@ fn finish(context: Context) -> Body {
 fn check(case: &Case) -> Vec<Finding> {
     let caches = |truth: &Store| Ok(watch::check(case.history, truth, case.quiet_at));
     let objects = changes_of(case.history);
-    let changes = linearizability::check_keys(&objects, &Store::default());
+    let changes = linearizability::check_keys_within(&objects, case.history, &Store::default());
     vec![
         case.against_truth("caches agree with the store", caches),
         Finding::of("changes by revision", changes, &objects),
