@@ -207,6 +207,11 @@ async fn count_up(member: &Member, from: i64, until: impl Fn() -> bool) -> i64 {
     count
 }
 
+/// How far it was counted, with a put whose answer was lost.
+async fn counted(member: &Member) -> i64 {
+    read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1.first().map_or(0, value)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
     let (dir, backups) = (TempDir::new().unwrap(), TempDir::new().unwrap());
@@ -217,9 +222,7 @@ async fn a_crash_at_any_time_leaves_a_directory_that_says_what_it_covers() {
     let mut count = 0;
     for round in 0..8 {
         let member = Member::start_on(dir.path(), client, peer, &flags);
-        // The put whose answer was lost may have counted.
-        let kvs = read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1;
-        count = kvs.first().map_or(0, value).max(count);
+        count = counted(&member).await.max(count);
         let end = Instant::now() + Duration::from_millis(random.random_range(100..700));
         // Nothing is covered before the first full backup.
         let is_covered = || round > 0 || metric(&member, "pintle_backup_full_total") >= 1.0;
@@ -250,8 +253,7 @@ async fn a_crash_while_old_backups_are_removed_leaves_what_is_claimed() {
     let mut count = 0;
     for round in 0..8 {
         let member = Member::start_on(dir.path(), client, peer, &flags);
-        let kvs = read_all(&channel(&[member.endpoint()]), 0).await.unwrap().1;
-        count = kvs.first().map_or(0, value).max(count);
+        count = counted(&member).await.max(count);
         // Old ones are removed each time one is taken: here once at least.
         let (before, began) = (oldest_covered(backups.path()).max(1), Instant::now());
         while oldest_covered(backups.path()) <= before {
