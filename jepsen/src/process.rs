@@ -35,6 +35,8 @@ use crate::tls::Tls;
 
 /// How long a node may take to get ready. Generous: a recovery is bounded by the test that measures it, not here.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
+/// A thread that waits for the disk stops when it has its answer.
+const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 const READY_MESSAGE: &str = "ready to serve client requests";
 const LOG_TAIL_LINES: usize = 30;
 
@@ -312,6 +314,26 @@ impl Node {
         let killed = Instant::now();
         self.signal(libc::SIGKILL)?;
         Ok(killed)
+    }
+
+    /// Stops the process as SIGSTOP does. Afterwards none of its threads runs.
+    pub async fn freeze(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)?;
+        let pid = self.pid()?;
+        let stopped = tokio::task::spawn_blocking(move || {
+            // SAFETY: a siginfo_t is plain data, for which zeros are a value.
+            let mut told: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            // SAFETY: plain system call with a pointer to what lives here. The child is left to be waited for.
+            match unsafe {
+                libc::waitid(libc::P_PID, pid, &raw mut told, libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT)
+            } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+        let stopped = timeout(FREEZE_LIMIT, stopped).await;
+        stopped.with_context(|| format!("{} runs {FREEZE_LIMIT:?} after SIGSTOP", self.name))???;
+        Ok(())
     }
 
     /// Asks the process to stop and waits for it.

@@ -23,6 +23,7 @@
 //!
 //! Invariants:
 //! - A proposal is answered when a quorum has synced it and this member has applied it.
+//! - What is applied is in this member's log, and synced: the store is never ahead of the log.
 //! - The log lets go only of what the store has made durable.
 //! - A failed write or sync of the log stops the node; it is never tried again.
 

@@ -428,13 +428,7 @@ impl Node {
             Ok(()) | Err(RaftError::NotLeader | RaftError::NoLeader) => {}
             Err(error) => tracing::warn!(%error, "leadership was not handed over"),
         }
-        let log = self.inner.log.upgrade();
         self.inner.raft.shutdown().await.map_err(|error| RaftError::Fatal(error.to_string()))?;
-        // The store may have applied what the log could not take, since others have it. On the disk it must not be
-        // alone: the next start would find the log too short. Raft lets go of a log that has failed.
-        if log.is_none_or(|log| log.check().is_err()) {
-            return Ok(());
-        }
         let store = self.inner.store.clone();
         let flushed = host::blocking(move || store.flush()).await;
         let fatal = |error: &dyn std::error::Error| RaftError::Fatal(error.to_string());

@@ -74,6 +74,14 @@ impl StateMachine {
         Ok(StateMachine { store, log, jobs, _worker: worker, flushed_at: 0 })
     }
 
+    /// What others have committed may not be in the own log yet. The store must not have it before: it may be flushed at
+    /// any time, and after a power cut would be ahead of the log.
+    async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> Result<(), io::Error> {
+        let Some((last, _)) = batch.last() else { return Ok(()) };
+        self.log.wait_written(last.log_id.index).await.map_err(io::Error::other)?;
+        self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)
+    }
+
     async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, io::Error> {
         let (done, result) = oneshot::channel();
         let stopped = || io::Error::other("the apply thread has stopped");
@@ -170,15 +178,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             batch.push(entry);
             if batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
-                let batch = std::mem::take(&mut batch);
-                self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)?;
+                self.apply_batch(std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
         }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)
+        self.apply_batch(batch).await
     }
 
     /// A snapshot is the flushed store: nothing is copied. It is put off until a segment of the log could be let go.

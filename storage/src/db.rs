@@ -29,8 +29,6 @@ const COLUMN_FAMILIES: [&str; 7] = [DATA, EVENTS, LEASE, AUTH, MEMBER, ALARM, ME
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
 /// RocksDB takes memory for writes in such pieces, and counts them whole in the size that the quota is held against.
 const ARENA_BLOCK_BYTES: usize = 64 << 10;
-/// Whoever closes a store flushes it first, if it may be flushed: one that is ahead of a log that has failed may not.
-const NO_FLUSH_AT_CLOSE: &str = "avoid_flush_during_shutdown=true";
 const OPEN_FILES_MAX: i32 = 4096;
 
 pub(crate) struct Db {
@@ -41,8 +39,7 @@ pub(crate) struct Db {
 impl Db {
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Db, StorageError> {
         check_complete(path)?;
-        let options = Options::default().get_options_from_string(NO_FLUSH_AT_CLOSE);
-        let mut options = options.map_err(|e| StorageError::rocksdb(path, e))?;
+        let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         // All column families reach the disk at one point of the write order, so a crash never tears one from another.

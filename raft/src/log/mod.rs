@@ -40,7 +40,7 @@ use storage::{
     host::{self, Worker},
     planted,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub(crate) use self::segment::Folder;
 use self::{
@@ -139,6 +139,8 @@ struct Shared {
     syncs: bool,
     segment_bytes: u64,
     appended_bytes: AtomicU64,
+    /// The index behind the last entry that is written, and synced if anything is; or why nothing is written any more.
+    written: watch::Sender<Result<u64, LogError>>,
 }
 
 #[derive(Default)]
@@ -166,6 +168,7 @@ impl Log {
         let recovered = recovery::recover(&folder)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;
+        let written = watch::Sender::new(Ok(recovered.state.next()));
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { committed, ..Queue::default() }),
             queued: Notify::new(),
@@ -175,6 +178,7 @@ impl Log {
             syncs,
             segment_bytes: folder.segment_bytes,
             appended_bytes: AtomicU64::new(0),
+            written,
         });
         let writer = Writer {
             shared: shared.clone(),
@@ -194,16 +198,23 @@ impl Log {
         WeakLog { shared: Arc::downgrade(&self.shared), closer: Arc::downgrade(&self._closer) }
     }
 
+    /// Returns once an entry is written and synced.
+    ///
+    /// # Errors
+    /// When that has failed, or a write before it.
+    pub async fn wait_written(&self, index: u64) -> Result<(), LogError> {
+        let mut written = self.shared.written.subscribe();
+        let is_known = |written: &Result<u64, LogError>| written.as_ref().map_or(true, |end| *end > index);
+        match written.wait_for(is_known).await {
+            Ok(written) => written.clone().map(drop),
+            Err(_) => Err(self.shared.log_failure()),
+        }
+    }
+
     /// Where the log ends, or where the newest snapshot that was to be installed does.
     pub fn end(&self) -> Option<LogId> {
         let state = self.shared.state.lock();
         state.log.last().max(state.log.installed)
-    }
-
-    /// # Errors
-    /// When a write or a sync has failed: the log takes no more.
-    pub fn check(&self) -> Result<(), LogError> {
-        self.shared.queue.lock().failed.clone().map_or(Ok(()), Err)
     }
 
     /// What is in it, and whom it follows.
@@ -320,8 +331,10 @@ impl Shared {
 
     fn fail(&self, error: LogError) {
         let mut queue = self.queue.lock();
-        queue.failed = Some(error);
+        queue.failed = Some(error.clone());
         queue.jobs.clear();
+        drop(queue);
+        drop(self.written.send_replace(Err(error)));
     }
 
     fn log_failure(&self) -> LogError {
@@ -506,6 +519,7 @@ impl RaftLogStorage<TypeConfig> for Log {
         entries.iter().for_each(|entry| state.push_recent(entry.clone()));
         drop(state);
         if planted!(AnswerBeforeWrite) {
+            drop(self.shared.written.send_replace(Ok(entries.last().map_or(0, |last| last.log_id.index + 1))));
             flushed.io_completed(Ok(()));
             return self.shared.push(Job::Append(entries, IOFlushed::noop())).map_err(io::Error::other);
         }

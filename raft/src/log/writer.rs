@@ -176,8 +176,9 @@ impl Writer {
             }
         }
         state.evict();
-        let first = state.log.first();
+        let (first, next) = (state.log.first(), state.log.next());
         drop(state);
+        drop(self.shared.written.send_replace(Ok(next)));
         self.end += batch.bytes.len() as u64;
         self.next_batch += 1;
         if purged {

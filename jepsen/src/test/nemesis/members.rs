@@ -185,12 +185,14 @@ impl Nemesis for Lag {
 /// Writes to the log and changes nothing: transactions whose condition does not hold. Those that carry large values
 /// take room in the log all the same.
 async fn fill_log(nodes: &Nodes, leader: usize) -> Result<usize> {
-    let client = KvClient::new(as_root(nodes.cluster.nodes[leader].channel()).await?);
+    let channel = nodes.cluster.nodes[leader].channel();
     let value = Bytes::from(vec![b'x'; LOG_FILL_REQUEST_BYTES]);
     let count = LOG_FILL_BYTES / LOG_FILL_REQUEST_BYTES;
     let requests = stream::iter(0..count).map(|_| {
-        let (mut client, txn) = (client.clone(), without_effect(value.clone()));
-        async move { timeout(REQUEST_LIMIT, client.txn(txn)).await }
+        let (channel, txn) = (channel.clone(), without_effect(value.clone()));
+        // A token is out of date when users change.
+        let write = async move { KvClient::new(as_root(channel).await?).txn(txn).await };
+        timeout(REQUEST_LIMIT, write)
     });
     let outcomes: Vec<_> = requests.buffer_unordered(LOG_FILL_AT_ONCE).collect().await;
     let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(_)))).count();

@@ -293,7 +293,7 @@ impl Nodes {
         for victim in victims {
             // They must not see their disks fail.
             if !self.cluster.nodes[*victim].has_exited()? {
-                self.cluster.nodes[*victim].signal(libc::SIGSTOP)?;
+                self.cluster.nodes[*victim].freeze().await?;
             }
         }
         let mut lost = Lost::default();
