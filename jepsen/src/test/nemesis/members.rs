@@ -5,15 +5,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
-use proto::etcdserverpb::{
-    Compare, MoveLeaderRequest, PutRequest, RequestOp, TxnRequest,
-    compare::{CompareResult, CompareTarget, TargetUnion},
-    kv_client::KvClient,
-    maintenance_client::MaintenanceClient,
-    request_op::Request,
+use proto::{
+    EtcdError,
+    etcdserverpb::{
+        Compare, MoveLeaderRequest, PutRequest, RequestOp, TxnRequest, TxnResponse,
+        compare::{CompareResult, CompareTarget, TargetUnion},
+        kv_client::KvClient,
+        maintenance_client::MaintenanceClient,
+        request_op::Request,
+    },
 };
 use rand::{Rng as _, rngs::StdRng};
 use tokio::time::timeout;
+use tonic::{Response, Status, transport::Channel};
 
 use super::{Effect, Fault, Nemesis, metrics, victims};
 use crate::root::as_root;
@@ -190,15 +194,24 @@ async fn fill_log(nodes: &Nodes, leader: usize) -> Result<usize> {
     let count = LOG_FILL_BYTES / LOG_FILL_REQUEST_BYTES;
     let requests = stream::iter(0..count).map(|_| {
         let (channel, txn) = (channel.clone(), without_effect(value.clone()));
-        // A token is out of date when users change.
-        let write = async move { KvClient::new(as_root(channel).await?).txn(txn).await };
-        timeout(REQUEST_LIMIT, write)
+        timeout(REQUEST_LIMIT, write_as_root(channel, txn))
     });
     let outcomes: Vec<_> = requests.buffer_unordered(LOG_FILL_AT_ONCE).collect().await;
     let done = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(_)))).count();
     // The leader may have changed on the way; most of it is enough.
     ensure!(done * 10 >= count * 9, "of {count} writes to the log {done} were done: {:?}", outcomes.last());
     Ok(done * LOG_FILL_REQUEST_BYTES)
+}
+
+/// A token that is out of date since users have changed is replaced.
+async fn write_as_root(channel: Channel, txn: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+    loop {
+        let answer = KvClient::new(as_root(channel.clone()).await?).txn(txn.clone()).await;
+        let refusal = answer.as_ref().err().and_then(|status| EtcdError::from_message(status.message()));
+        if !matches!(refusal, Some(EtcdError::InvalidAuthToken | EtcdError::AuthOldRevision)) {
+            return answer;
+        }
+    }
 }
 
 fn without_effect(value: Bytes) -> TxnRequest {
