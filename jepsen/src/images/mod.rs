@@ -215,7 +215,7 @@ fn coverage(trace: &Trace) -> BTreeMap<&'static str, usize> {
         let name = match op {
             Op::Rename { to, .. } if to.name.ends_with(".log") => "segments filled",
             Op::Rename { to, .. } if to.name.starts_with("recycled-") => "segments recycled",
-            Op::Rename { from, .. } if from.name.starts_with("recycled-") => "segments reused",
+            op if op.reuses_segment() => "segments reused",
             Op::Rename { to, from, .. } if to.dir != from.dir => "stores replaced",
             Op::Create { .. } => "files made",
             Op::Sync { .. } => "syncs",

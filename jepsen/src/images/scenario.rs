@@ -30,6 +30,9 @@ const KEY_PREFIX: &[u8] = b"w/";
 const FIRST_AGAIN: u64 = 1_000_000;
 /// Revisions that a compaction leaves.
 const REVISIONS_KEPT: i64 = 20;
+/// Writes until a segment is used again: the log lets go of one when the store has been flushed, which takes its time.
+const FURTHER: u64 = 20;
+const FURTHER_MAX: u64 = 4000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Scenario {
@@ -135,7 +138,7 @@ pub async fn record(scenario: Scenario, root: &Path, writes: u64) -> Result<Trac
     let mut cluster = Cluster::new(root, size)?;
     trace::start(root)?;
     let result = match scenario {
-        Scenario::Single | Scenario::Twice => single(&mut cluster, writes).await,
+        Scenario::Single | Scenario::Twice => single(&mut cluster, writes, scenario == Scenario::Single).await,
         Scenario::Three => three(&mut cluster, writes).await,
     };
     end(cluster, result).await
@@ -179,7 +182,7 @@ async fn stop_all(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn single(cluster: &mut Cluster, count: u64) -> Result<()> {
+async fn single(cluster: &mut Cluster, count: u64, is_whole: bool) -> Result<()> {
     let writes = Writes::default();
     step("first start");
     cluster.start(0).await?;
@@ -192,6 +195,13 @@ async fn single(cluster: &mut Cluster, count: u64) -> Result<()> {
     cluster.stop(0, false).await?;
     cluster.start(0).await?;
     ensure!(writes.make(&[cluster.node(0)], count / 2).await == count / 2, "a write failed");
+    step("written to until the log uses a segment again");
+    let mut further = 0;
+    while is_whole && !trace::has_reused_segment() {
+        ensure!(further < FURTHER_MAX, "{further} further writes, and no segment was used again");
+        ensure!(writes.make(&[cluster.node(0)], FURTHER).await == FURTHER, "a write failed");
+        further += FURTHER;
+    }
     step("stopped");
     cluster.stop(0, true).await
 }

@@ -161,6 +161,13 @@ pub fn len() -> usize {
     len
 }
 
+/// Whether the log has begun to write to a segment again that it had let go of.
+pub fn has_reused_segment() -> bool {
+    let mut has = false;
+    with(|recorder| has = recorder.trace.ops.iter().any(Op::reuses_segment));
+    has
+}
+
 pub fn mark(mark: Mark) {
     with(|recorder| recorder.trace.ops.push(Op::Mark(mark)));
 }
@@ -168,6 +175,12 @@ pub fn mark(mark: Mark) {
 /// RocksDB's texts for people: nothing reads them.
 pub fn is_ignored(name: &str) -> bool {
     name == "LOG" || name.starts_with("LOG.old.")
+}
+
+impl Op {
+    pub fn reuses_segment(&self) -> bool {
+        matches!(self, Op::Rename { from, .. } if from.name.starts_with("recycled-"))
+    }
 }
 
 impl Recorder {
@@ -275,7 +288,11 @@ impl Recorder {
         let data = parts.concat();
         // SAFETY: the descriptor is open.
         let end = unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) };
-        let end = u64::try_from(end).expect("a file of the store or the log can be sought in");
+        let Ok(end) = u64::try_from(end) else {
+            // A socket, with the number of a file that was closed unseen. What is not seen of a file is found at the end.
+            self.open.remove(&fd);
+            return;
+        };
         self.wrote(fd, end - data.len() as u64, &data);
     }
 
