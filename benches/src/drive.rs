@@ -349,6 +349,7 @@ async fn closed_loop<W: Worker>(mut worker: W, recorder: Arc<Recorder>, shard: u
                 if now >= recorder.start {
                     recorder.error(&status);
                 }
+                // A delay: that a server is back is known only by asking it, and it must not be hammered.
                 tokio::time::sleep(PAUSE_AFTER_ERROR).await;
             }
         }
@@ -407,7 +408,7 @@ mod tests {
         async fn step(&mut self) -> Result<(), Status> {
             self.calls += 1;
             if self.calls == self.stall_at {
-                // The stall itself is what the test is about.
+                // A delay: the stall itself is what the test is about.
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Ok(())

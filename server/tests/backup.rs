@@ -56,7 +56,7 @@ async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "{what}");
-        // Another process: it can only be asked again.
+        // A delay: the member is another process, whose metrics and files tell nobody that they change.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

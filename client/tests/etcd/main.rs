@@ -161,6 +161,25 @@ async fn a_watch_goes_on_when_the_server_was_killed_and_started_again() {
 }
 
 #[tokio::test]
+async fn a_watch_goes_on_beyond_a_compaction_of_what_it_was_told_of() {
+    let mut etcd = Etcd::start(1).await;
+    let client = etcd.client();
+    let mut watcher = client.watch(Watch::key("quiet")).await.unwrap();
+    for _ in 0..10 {
+        client.put(Put::new("busy", "v")).await.unwrap();
+    }
+    watcher.request_progress();
+    let told = timeout(SOON, watcher.next()).await.unwrap().unwrap().header.unwrap().revision;
+    etcd.kill(0);
+    etcd.restart(0).await;
+    put_again(&client, "busy").await;
+    client.compact(told, true).await.unwrap();
+    let last = client.put(Put::new("quiet", "v")).await.unwrap().header.unwrap().revision;
+    let seen = timeout(SOON, watcher.next()).await.unwrap().unwrap();
+    assert_eq!(seen.events[0].kv.as_ref().unwrap().mod_revision, last);
+}
+
+#[tokio::test]
 async fn requests_and_watches_move_to_another_member_when_the_leader_is_killed() {
     let mut etcd = Etcd::start(3).await;
     let urls = etcd.urls();

@@ -145,20 +145,24 @@ async fn users_do_what_their_roles_let_them(store: Store) {
     root.put(Put::new("a/1", "v")).await.unwrap();
 }
 
+/// With `--auth-token-ttl 1`. A delay: a token lives for as long as it is used, and a while after, and asking whether it
+/// has expired uses it.
+async fn token_expires() {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+}
+
 async fn a_token_that_has_expired_is_replaced(store: Store) {
     let etcd = Etcd::prepare(store, 1).flags(&["--auth-token-ttl", "1"]).run().await;
     let (root, ann) = enable_auth(&etcd).await;
     ann.put(Put::new("a/1", "v")).await.unwrap();
-    // A delay: a token lives for as long as it is used, and a while after, and asking whether it has expired uses it.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    token_expires().await;
     ann.put(Put::new("a/2", "v")).await.unwrap();
     assert_eq!(root.get(Get::prefix("a/").count_only()).await.unwrap().count, 2);
     let old = root.authenticate("ann", "word").await.unwrap().token;
     let options = Options { credentials: Some(Credentials::Token(old)), ..Options::default() };
     let fixed = Client::with_options(etcd.urls(), options).unwrap();
     fixed.get(Get::key("a/1")).await.unwrap();
-    // A delay, as above.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    token_expires().await;
     assert_eq!(fixed.get(Get::key("a/1")).await.unwrap_err(), Error::Etcd(EtcdError::InvalidAuthToken));
 }
 

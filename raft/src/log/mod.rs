@@ -519,7 +519,9 @@ impl RaftLogStorage<TypeConfig> for Log {
         entries.iter().for_each(|entry| state.push_recent(entry.clone()));
         drop(state);
         if planted!(AnswerBeforeWrite) {
-            drop(self.shared.written.send_replace(Ok(entries.last().map_or(0, |last| last.log_id.index + 1))));
+            if let Some(last) = entries.last() {
+                drop(self.shared.written.send_replace(Ok(last.log_id.index + 1)));
+            }
             flushed.io_completed(Ok(()));
             return self.shared.push(Job::Append(entries, IOFlushed::noop())).map_err(io::Error::other);
         }

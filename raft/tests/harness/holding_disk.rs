@@ -90,7 +90,7 @@ impl DiskFile for HoldingFile {
             let syncs = *syncs.wait_for(|syncs| *syncs != Syncs::Held).await.map_err(io::Error::other)?;
             match syncs {
                 Syncs::Failed => return Err(io::Error::other("the disk is gone")),
-                // On the log's own thread, which runs nothing else.
+                // A delay: a slow disk is what this is. It is the log's own thread, which runs nothing else.
                 Syncs::Slow(by) => std::thread::sleep(by),
                 Syncs::Done | Syncs::Held => {}
             }

@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{sync::watch, task::JoinHandle};
 use tonic::{Status, transport::Channel};
 
-/// Until a member that is away is tried again.
+/// Until a member that is away is tried again. A delay: that it is back is known only by trying.
 const RETRY: Duration = Duration::from_millis(20);
 const KEYS: u32 = 60;
 /// Revisions that compactions leave.
@@ -96,6 +96,7 @@ async fn read(channel: Channel, mut random: StdRng, stop: Arc<AtomicBool>, count
             }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
+        // A delay: what is read is to be a sample of the revisions, at times that the writer does not choose.
         tokio::time::sleep(Duration::from_millis(random.random_range(1..30))).await;
     }
     seen
