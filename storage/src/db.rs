@@ -6,12 +6,12 @@ use bytes::Bytes;
 use proto::{Revision, mvccpb::KeyValue};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, FlushOptions,
-    Options, ReadOptions, WriteBatch, WriteOptions,
+    Options, ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 
 use crate::{
     error::StorageError,
-    keys, planted,
+    host, keys, planted,
     record::{self, EventRecord},
     table,
 };
@@ -53,7 +53,9 @@ impl Db {
         let cache = Cache::new_lru_cache(cache_bytes);
         let families = COLUMN_FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
         let raw = DB::open_cf_descriptors(&options, path, families).map_err(|e| refused(path, e))?;
-        Ok(Db { raw, path: path.into() })
+        let db = Db { raw, path: path.into() };
+        db.settle_in_simulation()?;
+        Ok(db)
     }
 
     /// Opens for reading a checkpoint that nothing writes to.
@@ -114,7 +116,17 @@ impl Db {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         let families: Vec<&ColumnFamily> = COLUMN_FAMILIES.iter().map(|name| self.cf(name)).collect();
-        self.raw.flush_cfs_opt(&families, &options).map_err(|e| self.error(e))
+        self.raw.flush_cfs_opt(&families, &options).map_err(|e| self.error(e))?;
+        self.settle_in_simulation()
+    }
+
+    /// RocksDB merges tables in threads of its own, after an open and a flush. In a simulation that is waited for, so
+    /// that which tables there are does not depend on how fast they are.
+    fn settle_in_simulation(&self) -> Result<(), StorageError> {
+        if host::is_simulated() {
+            self.raw.wait_for_compact(&WaitForCompactOptions::default()).map_err(|e| self.error(e))?;
+        }
+        Ok(())
     }
 
     /// For a planted bug: removes all that a small column family holds.

@@ -37,6 +37,11 @@ fn current() -> Option<Arc<dyn Host>> {
     CURRENT.with_borrow(Clone::clone)
 }
 
+/// Whether what runs here runs on a simulated host: then everything must follow from the simulation.
+pub fn is_simulated() -> bool {
+    CURRENT.with_borrow(Option::is_some)
+}
+
 /// Restores the host that was current before, also when the code panics.
 struct Entered(Option<Arc<dyn Host>>);
 

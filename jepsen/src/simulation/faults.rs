@@ -382,8 +382,8 @@ impl Nemesis {
             _ => {
                 let tables = cluster.members[&number].tables();
                 if let Some(path) = tables.choose(&mut self.rng) {
-                    flip(path, &mut self.rng)?;
-                    self.world.trace(format_args!("a table of n{number} rots"));
+                    let at = flip(path, &mut self.rng)?;
+                    self.world.trace(format_args!("byte {at} of a table of n{number} rots"));
                     self.world.mark("tables rotten");
                 }
             }
@@ -478,14 +478,15 @@ impl Nemesis {
     }
 }
 
-/// Flips a bit of a file.
-fn flip(path: &std::path::Path, rng: &mut StdRng) -> Result<()> {
+/// Flips a bit of a file. Where.
+fn flip(path: &std::path::Path, rng: &mut StdRng) -> Result<usize> {
     let mut bytes = std::fs::read(path)?;
-    if !bytes.is_empty() {
-        let at = rng.random_range(0..bytes.len());
-        bytes[at] ^= 1 << rng.random_range(0..8);
+    let at = rng.random_range(0..bytes.len().max(1));
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1 << rng.random_range(0..8);
     }
     // Tables are linked to what a crash has left: a new file.
     std::fs::remove_file(path)?;
-    Ok(std::fs::write(path, bytes)?)
+    std::fs::write(path, bytes)?;
+    Ok(at)
 }

@@ -307,7 +307,7 @@ impl SimMember {
         fs::create_dir_all(self.store())
     }
 
-    /// The files of RocksDB that hold data.
+    /// The files of RocksDB that hold data, by size: which gets which number depends on where things lie in memory.
     pub fn tables(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.store()];
@@ -320,7 +320,7 @@ impl SimMember {
                 }
             }
         }
-        found.sort();
+        found.sort_by_cached_key(|path| (fs::metadata(path).map_or(0, |metadata| metadata.len()), path.clone()));
         found
     }
 }
