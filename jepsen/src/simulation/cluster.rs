@@ -61,6 +61,17 @@ struct Quorum {
     lost_at: Option<Duration>,
 }
 
+impl Quorum {
+    /// Whether these are a majority of a membership: the one that needs the fewest others has just those newcomers that
+    /// are among them.
+    fn is_held_by<'a>(&self, members: impl Iterator<Item = &'a SimMember>) -> bool {
+        let members: BTreeSet<MemberId> = members.map(|member| member.place.id).collect();
+        let voters = self.voters.intersection(&members).count();
+        let newcomers = self.newcomers.intersection(&members).count();
+        2 * (voters + newcomers) > self.voters.len() + newcomers
+    }
+}
+
 impl Cluster {
     /// A new cluster, started. Stores stand below `folder`.
     pub fn start(
@@ -170,7 +181,6 @@ impl Cluster {
             }
             seen.term = status.term;
         }
-        self.look_at_quorum();
         Ok(())
     }
 
@@ -186,18 +196,15 @@ impl Cluster {
         });
     }
 
-    fn look_at_quorum(&mut self) {
+    /// To be called whenever a member may have been started or ended.
+    pub fn look_at_quorum(&mut self) {
         let Some(quorum) = &mut self.quorum else { return };
-        let working: BTreeSet<MemberId> =
-            self.members.values().filter(|member| member.up().is_some()).map(|member| member.place.id).collect();
-        // The membership that needs the fewest others is the one with just those newcomers that work.
-        let newcomers = quorum.newcomers.intersection(&working).count();
-        let voters = quorum.voters.intersection(&working).count();
-        let is_lost = 2 * (voters + newcomers) <= quorum.voters.len() + newcomers;
         let now = self.world.now();
-        quorum.lost_at = is_lost.then(|| quorum.lost_at.unwrap_or(now));
-        // What was asked before may be answered as long as a client waits.
-        let is_over = quorum.lost_at.is_some_and(|lost_at| now > lost_at + clients::CALL_LIMIT);
+        let is_up = quorum.is_held_by(self.members.values().filter(|member| member.up().is_some()));
+        quorum.lost_at = (!is_up).then(|| quorum.lost_at.unwrap_or(now));
+        // What was asked before may be answered as long as a client waits. Who starts may be up at any moment.
+        let is_over = quorum.lost_at.is_some_and(|lost_at| now > lost_at + clients::CALL_LIMIT)
+            && !quorum.is_held_by(self.members.values().filter(|member| member.is_alive()));
         let was_over = std::mem::replace(&mut self.world.oracle().is_without_quorum, is_over);
         if is_over && !was_over {
             self.world.mark("quorums lost");

@@ -142,6 +142,7 @@ async fn go_on(until: Duration, cluster: &mut Cluster, nemesis: &mut Nemesis, wo
         sleep(TICK).await;
         cluster.look().await?;
         nemesis.turn(cluster).await?;
+        cluster.look_at_quorum();
     }
     Ok(())
 }
