@@ -11,7 +11,7 @@
 //! member.rs                                    store, Raft node and services put together
 //! start.rs, systemd.rs                         a member's life as a process; the end in order
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
-//! serve.rs, too_large.rs, http.rs              listeners, gRPC and HTTP on one port
+//! serve.rs, grpc.rs, too_large.rs, http.rs     listeners, gRPC and HTTP on one port
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
 //! auth/                                        who makes a request, and what it may do; the Auth service
 //! kv.rs, watch/, lease/, maintenance.rs,
@@ -56,6 +56,7 @@ pub mod flags;
 pub mod fuzzing;
 mod gates;
 mod gateway;
+mod grpc;
 mod guard;
 mod http;
 pub mod identity;

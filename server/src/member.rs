@@ -16,13 +16,13 @@ use crate::{
     config::Config,
     console,
     context::{Context, Fatal},
+    grpc::Grpc,
     identity::Identity,
     lease,
     metrics::Metrics,
     observer::Observer,
     peer_http::PeerHttp,
     quota::Quota,
-    serve,
     snapshot::Snapshots,
     tls::{self, Dialer},
     tuning::Tuning,
@@ -121,8 +121,13 @@ impl Member {
     }
 
     /// What clients call.
+    pub async fn grpc(&self, config: &Config) -> anyhow::Result<Grpc> {
+        Grpc::new(self.ctx.clone(), self.hub.clone(), self.clock.clone(), config.tuning.slow_request).await
+    }
+
+    /// The same as routes.
     pub async fn client_routes(&self, config: &Config) -> anyhow::Result<Router> {
-        serve::grpc_routes(self.ctx.clone(), self.hub.clone(), self.clock.clone(), config.tuning.slow_request).await
+        Ok(self.grpc(config).await?.routes())
     }
 
     /// What the other members' Raft calls.

@@ -7,13 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::{Body, Bytes};
-use futures::{FutureExt as _, future::BoxFuture};
-use http::{HeaderMap, Request, Response};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntCounter;
 use tonic::Code;
-use tower::{Layer, Service};
 
 use crate::metrics::{Metrics, rpc::Method};
 
@@ -21,61 +19,26 @@ use crate::metrics::{Metrics, rpc::Method};
 const CLIENT_VERSION: &str = "client-api-version";
 
 #[derive(Clone)]
-pub struct CountLayer {
+pub struct RpcCount {
     pub metrics: Arc<Metrics>,
     /// A unary call that takes longer is told of in the log.
     pub slow: Duration,
 }
 
-impl<S> Layer<S> for CountLayer {
-    type Service = Count<S>;
-
-    fn layer(&self, inner: S) -> Count<S> {
-        Count { inner, layer: self.clone() }
-    }
-}
-
-#[derive(Clone)]
-pub struct Count<S> {
-    inner: S,
-    layer: CountLayer,
-}
-
-impl<S> Service<Request<Body>> for Count<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let rpc = &self.layer.metrics.rpc;
-        let Some(method) = rpc.method(request.uri().path()) else { return self.inner.call(request).boxed() };
+impl RpcCount {
+    /// Counts that a call begins; gives what counts the messages of its request, and its answer. None where the path is
+    /// none of an RPC.
+    pub fn begin<B>(&self, request: &Request<B>) -> Option<(Messages, Sent)> {
+        let rpc = &self.metrics.rpc;
+        let method = rpc.method(request.uri().path())?;
         method.started.inc();
         let version = request.headers().get(CLIENT_VERSION).and_then(|version| version.to_str().ok());
         rpc.count_client(method.is_unary, version);
-        let path = request.uri().path().to_string();
-        let received = Messages::new(method.received.clone(), rpc.received_bytes.clone());
-        let sent = Messages::new(method.sent.clone(), rpc.sent_bytes.clone());
+        let received = Messages::new(method.received.clone(), method.received_bytes.clone());
+        let messages = Messages::new(method.sent.clone(), method.sent_bytes.clone());
         // From here on the end is counted in any case: when the client goes away, on drop.
-        let mut end = End { method, path, slow: self.layer.slow, began: Instant::now(), is_counted: false };
-        let request = request.map(|body| Body::new(Received { body, messages: received }));
-        let answer = self.inner.call(request);
-        async move {
-            let response = answer.await?;
-            if let Some(code) = code(response.headers()) {
-                end.count(code);
-                return Ok(response);
-            }
-            Ok(response.map(|body| Body::new(Sent { body, end, messages: sent })))
-        }
-        .boxed()
+        let end = End { method, slow: self.slow, began: Instant::now(), is_counted: false };
+        Some((received, Sent { end, messages }))
     }
 }
 
@@ -85,7 +48,6 @@ fn code(headers: &HeaderMap) -> Option<Code> {
 
 struct End {
     method: Arc<Method>,
-    path: String,
     slow: Duration,
     began: Instant,
     is_counted: bool,
@@ -106,7 +68,7 @@ impl End {
             tracing::warn!(
                 time_spent = ?took,
                 expected_duration = ?self.slow,
-                response_type = self.path,
+                response_type = self.method.path,
                 code = ?code,
                 "request stats"
             );
@@ -121,7 +83,7 @@ impl Drop for End {
 }
 
 /// Finds the messages in a body: each begins with a byte of flags and its length in four bytes.
-struct Messages {
+pub struct Messages {
     count: IntCounter,
     bytes: IntCounter,
     head: [u8; 5],
@@ -158,19 +120,21 @@ impl Messages {
     }
 }
 
-struct Received {
-    body: Body,
-    messages: Messages,
+/// The body of a request, counted.
+pub struct Received<B> {
+    pub body: B,
+    pub messages: Option<Messages>,
 }
 
-impl HttpBody for Received {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            self.messages.see(data);
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        if let (Some(data), Some(messages)) = (data, &mut self.messages) {
+            messages.see(data);
         }
         Poll::Ready(frame)
     }
@@ -184,85 +148,73 @@ impl HttpBody for Received {
     }
 }
 
-/// A body whose trailers tell the code.
-struct Sent {
-    body: Body,
+/// Counts what is answered, and by the code in the trailers how the call has ended.
+pub struct Sent {
     end: End,
     messages: Messages,
 }
 
-impl HttpBody for Sent {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            if let Some(data) = frame.data_ref() {
-                self.messages.see(data);
-            }
-            if let Some(code) = frame.trailers_ref().and_then(code) {
+impl Sent {
+    /// None where the call has ended, as the headers say.
+    pub fn unless_ended(mut self, headers: &HeaderMap) -> Option<Sent> {
+        match code(headers) {
+            Some(code) => {
                 self.end.count(code);
+                None
             }
+            None => Some(self),
         }
-        Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    pub fn see(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.messages.see(data);
+        }
+        if let Some(code) = frame.trailers_ref().and_then(code) {
+            self.end.count(code);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tower::ServiceExt as _;
-
     use super::*;
 
     const PUT: &str = "/etcdserverpb.KV/Put";
 
-    async fn call(path: &str, response: Response<Body>) -> (Arc<Metrics>, Response<Body>) {
+    fn begun(path: &str) -> (Arc<Metrics>, Option<Sent>) {
         let metrics = Metrics::for_tests();
-        let headers = response.headers().clone();
-        let inner = tower::service_fn(move |_| {
-            let mut response = Response::new(Body::empty());
-            *response.headers_mut() = headers.clone();
-            std::future::ready(Ok::<_, std::convert::Infallible>(response))
-        });
-        let layer = CountLayer { metrics: metrics.clone(), slow: Duration::from_secs(1) };
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        let response = layer.layer(inner).oneshot(request).await.unwrap();
-        (metrics, response)
+        let count = RpcCount { metrics: metrics.clone(), slow: Duration::from_secs(1) };
+        let counts = count.begin(&Request::get(path).body(()).unwrap());
+        (metrics, counts.map(|(_, sent)| sent))
     }
 
     fn handled(metrics: &Metrics, code: Code) -> u64 {
         metrics.rpc.method(PUT).unwrap().handled(code).get()
     }
 
-    #[tokio::test]
-    async fn an_answer_without_a_body_has_its_code_in_the_headers() {
-        let refused = Response::builder().header("grpc-status", "3").body(Body::empty()).unwrap();
-        let (metrics, _) = call(PUT, refused).await;
+    #[test]
+    fn an_answer_without_a_body_has_its_code_in_the_headers() {
+        let (metrics, sent) = begun(PUT);
+        let headers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "3".parse().unwrap())]);
+        assert!(sent.unwrap().unless_ended(&headers).is_none());
         assert_eq!(handled(&metrics, Code::InvalidArgument), 1);
         assert_eq!(metrics.rpc.method(PUT).unwrap().started.get(), 1);
     }
 
-    #[tokio::test]
-    async fn a_call_whose_client_goes_away_is_cancelled() {
-        let (metrics, response) = call(PUT, Response::new(Body::empty())).await;
+    #[test]
+    fn a_call_whose_client_goes_away_is_cancelled() {
+        let (metrics, sent) = begun(PUT);
+        let sent = sent.unwrap().unless_ended(&HeaderMap::new()).unwrap();
         assert_eq!(handled(&metrics, Code::Cancelled), 0);
-        drop(response);
+        drop(sent);
         assert_eq!(handled(&metrics, Code::Cancelled), 1);
     }
 
-    #[tokio::test]
-    async fn a_path_that_is_no_method_counts_nowhere() {
-        let (metrics, _) = call("/etcdserverpb.KV/Nonsense", Response::new(Body::empty())).await;
-        assert!(metrics.rpc.method("/etcdserverpb.KV/Nonsense").is_none());
+    #[test]
+    fn a_path_that_is_no_method_counts_nowhere() {
+        let (metrics, sent) = begun("/etcdserverpb.KV/Nonsense");
+        assert!(sent.is_none() && metrics.rpc.method("/etcdserverpb.KV/Nonsense").is_none());
     }
 
     #[test]

@@ -3,53 +3,25 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use futures::TryFutureExt as _;
+use futures::{FutureExt as _, future::Either};
+use http_body_util::Either as EitherBody;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
-use proto::{
-    etcdserverpb::{
-        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-        maintenance_server::MaintenanceServer,
-    },
-    raw::watch_server::WatchServer,
-    v3electionpb::election_server::ElectionServer,
-    v3lockpb::lock_server::LockServer,
-};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    body::Body,
-    server::NamedService,
-    service::{Routes, RoutesBuilder},
-};
-use tower::Service;
 
 use crate::{
-    auth::AuthService,
-    cluster::ClusterService,
-    concurrency::{self, ElectionService, LockService},
     config::Connections,
-    context::Context,
-    guard::{
-        Guard,
-        answers::{self, Answers},
-        requests::RequestsLayer,
-    },
-    kv::KvService,
-    lease::{self, LeaseService},
+    grpc::Grpc,
+    guard::{Guard, answers::Answers},
     listen::{Io, Listener, Socket},
-    maintenance::MaintenanceService,
-    rpc_count::CountLayer,
     tls::{self, ClientCertificate},
-    too_large,
-    watch::{self, WatchService},
 };
 
-/// What a request may be longer than `--max-request-bytes` on the wire, as in etcd.
-pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
 /// What a client may send ahead, so that a large request is not slowed down by round trips.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Each connection may fill its window with what is not read yet.
@@ -60,62 +32,6 @@ const PENDING_RESETS_MAX: usize = 1024;
 const BEGIN_MAX: Duration = Duration::from_secs(30);
 /// After an error of accept, such as too many open files: the time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The gRPC services for clients.
-pub async fn grpc_routes(
-    ctx: Arc<Context>,
-    hub: Arc<watch::Hub>,
-    clock: Arc<lease::Clock>,
-    slow_request: Duration,
-) -> anyhow::Result<Router> {
-    let max = ctx.limits.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
-    let local = concurrency::Local::new(ctx.clone(), hub.clone(), clock.clone());
-    let mut routes = Routes::builder();
-    let (health, health_server) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    // Answers are of any size, as in etcd.
-    macro_rules! add {
-        ($($server:ident: $service:expr;)*) => {
-            $(add(&mut routes, $server::new($service).max_decoding_message_size(max).max_encoding_message_size(usize::MAX));)*
-        };
-    }
-    add! {
-        KvServer: KvService::new(ctx.clone());
-        WatchServer: WatchService::new(ctx.clone(), hub);
-        LeaseServer: LeaseService::new(ctx.clone(), clock);
-        ClusterServer: ClusterService::new(ctx.clone());
-        MaintenanceServer: MaintenanceService::new(ctx.clone(), health);
-        AuthServer: AuthService::new(ctx.clone());
-        ElectionServer: ElectionService::new(local.clone());
-        LockServer: LockService::new(local);
-    }
-    add(&mut routes, health_server);
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    add(&mut routes, reflection().build_v1()?);
-    add(&mut routes, reflection().build_v1alpha()?);
-    let metrics = ctx.metrics.clone();
-    let routes = routes.routes().prepare().into_axum_router().layer(RequestsLayer::new(max));
-    Ok(routes
-        .layer(axum::middleware::map_response(too_large::in_etcds_words))
-        .layer(CountLayer { metrics, slow: slow_request }))
-}
-
-fn add<S>(routes: &mut RoutesBuilder, service: S)
-where
-    S: Service<::http::Request<Body>, Response = ::http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
-    routes.add_service(service);
-}
 
 /// Serves connections until told to stop; then lets them end what they are at.
 #[derive(Clone)]
@@ -130,6 +46,7 @@ pub struct Server {
 /// How a connection may come in at a listener.
 #[derive(Clone)]
 struct Door {
+    grpc: Option<Grpc>,
     routes: Router,
     is_plain: bool,
     tls: Option<Arc<tls::Acceptor>>,
@@ -159,7 +76,12 @@ impl Server {
 
     /// Begins to accept. The routes have a fallback. A listener for TLS needs an acceptor.
     pub fn start(&self, listener: Listener, routes: Router, tls: Option<&Arc<tls::Acceptor>>) {
-        let door = Door { routes, is_plain: listener.is_plain, tls: tls.filter(|_| listener.is_tls).cloned() };
+        self.start_with(None, listener, routes, tls);
+    }
+
+    /// Like [`Server::start`]; calls of the services that are called often do not go by the routes.
+    pub fn start_with(&self, grpc: Option<Grpc>, listener: Listener, routes: Router, tls: Option<&Arc<tls::Acceptor>>) {
+        let door = Door { grpc, routes, is_plain: listener.is_plain, tls: tls.filter(|_| listener.is_tls).cloned() };
         self.tasks.spawn(self.clone().accept(listener, door));
     }
 
@@ -196,11 +118,11 @@ impl Server {
 
     async fn serve(self, socket: Socket, remote: Option<SocketAddr>, door: Door) {
         let Some(Some(accepted)) = self.stop.run_until_cancelled(door.open(socket, remote)).await else { return };
-        let routes = door.routes;
+        let (grpc, routes) = (door.grpc, TowerToHyperService::new(door.routes));
         let Accepted { io, is_secured, certificate } = accepted;
         let answers = Answers::new();
         let io = Guard::new(io, BEGIN_MAX, self.connections.ping_min_time);
-        let service = hyper::service::service_fn(move |mut request: ::http::Request<hyper::body::Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             if is_secured {
                 request.extensions_mut().insert(tls::Secured);
             }
@@ -208,8 +130,15 @@ impl Server {
                 request.extensions_mut().insert(certificate.clone());
             }
             request.extensions_mut().insert(answers.clone());
-            let answer = hyper::service::Service::call(&TowerToHyperService::new(routes.clone()), request);
-            answer.map_ok(answers::until_sent)
+            match &grpc {
+                Some(grpc) if Grpc::is_direct(request.uri().path()) => {
+                    Either::Left(grpc.answer(request).map(|answer| Ok::<_, Infallible>(answer.map(EitherBody::Left))))
+                }
+                _ => {
+                    let answer = hyper::service::Service::call(&routes, request);
+                    Either::Right(answer.map(|answer| answer.map(|answer| answer.map(EitherBody::Right))))
+                }
+            }
         });
         let builder = self.builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);

@@ -28,12 +28,14 @@ use crate::{
     context::Context,
     corruption,
     gates::Gate,
-    gateway, http,
+    gateway,
+    grpc::GRPC_OVERHEAD_BYTES,
+    http,
     listen::{self, Listener},
     member::{Machine, Member},
     metrics,
     peer_http::PeerHttp,
-    serve::{self, Server},
+    serve::Server,
     systemd,
     tls::Tls,
     tracing_export::Tracing,
@@ -102,6 +104,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "opened the data directory"
     );
     let member = Member::start(&config, &dir, Machine::this(tls.dialer.clone())).await?;
+    let services = member.grpc(&config).await?;
+    drop((member.hub, member.clock));
     let (ctx, mut failures, backups) = (member.ctx.clone(), member.failures, member.backups);
     let (node, shutdown) = (ctx.node.clone(), ctx.shutdown.clone());
     ctx.quota.log();
@@ -113,15 +117,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for listener in listeners.metrics {
         server.start(listener, http::metrics_routes(ctx.clone()).fallback(http::not_found), tls.metrics.as_ref());
     }
-    let mut grpc = serve::grpc_routes(ctx.clone(), member.hub, member.clock, config.tuning.slow_request).await?;
     let spans = config.tracing.as_ref().map(Tracing::start).transpose()?;
+    let mut grpc = services.clone().routes();
     if let Some(spans) = &spans {
         grpc = grpc.layer(spans.layer());
     }
+    // A span is made on the way by the routes.
+    let direct = spans.is_none().then_some(services);
     let access = access::Control { access: config.access.clone(), with_gateway: config.json_gateway, ctx: ctx.clone() };
     let access = Arc::new(access);
     let gateway = if config.json_gateway {
-        let request_bytes_max = config.limits.max_request_bytes.saturating_add(serve::GRPC_OVERHEAD_BYTES);
+        let request_bytes_max = config.limits.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
         Some(gateway::routes(grpc.clone(), request_bytes_max)?)
     } else {
         None
@@ -151,7 +157,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let with_http = listeners.client_http.is_empty();
         for listener in listeners.client {
             let routes = if with_http { grpc.clone().merge(http.clone()) } else { grpc.clone() };
-            server.start(listener, http::with_not_found(routes, access.clone()), tls.client.as_ref());
+            let routes = http::with_not_found(routes, access.clone());
+            server.start_with(direct.clone(), listener, routes, tls.client.as_ref());
         }
         for listener in listeners.client_http {
             server.start(listener, http::with_not_found(http.clone(), access.clone()), tls.client.as_ref());

@@ -1,12 +1,12 @@
 //! The answer to a request that is longer than gRPC takes here, in the words of etcd's gRPC library.
 
-use axum::response::Response;
-use tonic::{Code, Status};
+use http::Response;
+use tonic::{Code, Status, body::Body};
 
 /// tonic's text for it: `… found 5 bytes, the limit is: 4 bytes`.
 const TONIC_TEXT: &str = "decoded message length too large";
 
-pub async fn in_etcds_words(response: Response) -> Response {
+pub fn in_etcds_words(response: Response<Body>) -> Response<Body> {
     let is_out_of_range = response.headers().get("grpc-status").is_some_and(|code| code == "11");
     if !is_out_of_range {
         return response;
@@ -31,14 +31,14 @@ fn reworded(status: &Status) -> Option<Status> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn only_the_refusal_of_a_long_message_is_reworded() {
+    #[test]
+    fn only_the_refusal_of_a_long_message_is_reworded() {
         let text = "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes";
-        let response = in_etcds_words(Status::out_of_range(text).into_http()).await;
+        let response = in_etcds_words(Status::out_of_range(text).into_http());
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.message(), "grpc: received message larger than max (5 vs. 4)");
-        let other = in_etcds_words(Status::out_of_range("compacted").into_http()).await;
+        let other = in_etcds_words(Status::out_of_range("compacted").into_http());
         assert_eq!(other.headers()["grpc-status"], "11");
     }
 }

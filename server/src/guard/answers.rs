@@ -2,18 +2,12 @@
 //! answers wait gets no further reads until some are gone, and reads no more than a few large ranges at once. Other
 //! connections notice nothing.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use axum::body::{Body, Bytes};
 use http::Response;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 /// Bytes of answers that wait on a connection, from which on it gets no further reads.
@@ -93,34 +87,9 @@ impl Drop for Held {
     }
 }
 
-/// Counts the answer until its body has gone.
-pub fn until_sent(mut response: Response<Body>) -> Response<Body> {
-    match response.extensions_mut().remove::<Arc<Held>>() {
-        Some(held) => response.map(|body| Body::new(HeldBody { body, _held: held })),
-        None => response,
-    }
-}
-
-struct HeldBody {
-    body: Body,
-    _held: Arc<Held>,
-}
-
-impl HttpBody for HeldBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// Takes out of a response what counts it: to be dropped when its body has gone.
+pub fn held<B>(response: &mut Response<B>) -> Option<Arc<Held>> {
+    response.extensions_mut().remove::<Arc<Held>>()
 }
 
 #[cfg(test)]
@@ -133,9 +102,9 @@ mod tests {
     async fn reads_wait_while_too_much_is_unsent() {
         let answers = Answers::new();
         assert!(answers.hold(SMALL - 1).is_none());
-        let mut response = Response::new(Body::empty());
+        let mut response = Response::new(());
         response.extensions_mut().insert(answers.hold(UNSENT_MAX).unwrap());
-        let unsent = until_sent(response);
+        let unsent = held(&mut response).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), answers.room()).await.is_err());
         let waiting = tokio::spawn({
             let answers = answers.clone();

@@ -14,9 +14,7 @@ use std::{
     time::Duration,
 };
 
-use axum::body::{Body, Bytes};
-use futures::{FutureExt as _, future::BoxFuture};
-use http::{Request, Response};
+use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
 use parking_lot::Mutex;
 use proto::EtcdError;
@@ -25,7 +23,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tonic::Status;
-use tower::{Layer, Service};
+
+use crate::grpc::BoxError;
 
 /// Of all large messages together. A command is copied a few times on its way to the disk.
 const BYTES_MAX: usize = 512 << 20;
@@ -36,17 +35,18 @@ const RECEIVE_MAX: Duration = Duration::from_secs(60);
 /// A flag and four bytes of length.
 const PREFIX_BYTES: usize = 5;
 
+/// The bound. Cheap to clone.
 #[derive(Clone)]
-pub struct RequestsLayer {
+pub struct Requests {
     budget: Arc<Semaphore>,
     message_max: usize,
     receive_max: Duration,
 }
 
-impl RequestsLayer {
+impl Requests {
     /// Messages above `message_max` are refused at their first bytes anyway, and take no share.
-    pub fn new(message_max: usize) -> RequestsLayer {
-        RequestsLayer { budget: Arc::new(Semaphore::new(BYTES_MAX)), message_max, receive_max: RECEIVE_MAX }
+    pub fn new(message_max: usize) -> Requests {
+        Requests { budget: Arc::new(Semaphore::new(BYTES_MAX)), message_max, receive_max: RECEIVE_MAX }
     }
 
     /// The share that a message needs, as far as the whole holds it.
@@ -56,50 +56,8 @@ impl RequestsLayer {
     }
 }
 
-impl<S> Layer<S> for RequestsLayer {
-    type Service = Requests<S>;
-
-    fn layer(&self, inner: S) -> Requests<S> {
-        Requests { inner, layer: self.clone() }
-    }
-}
-
-#[derive(Clone)]
-pub struct Requests<S> {
-    inner: S,
-    layer: RequestsLayer,
-}
-
 /// The share of a call's message: from its first bytes until the call is carried out, or the next message begins.
-type Share = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
-
-impl<S> Service<Request<Body>> for Requests<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let share = Share::default();
-        let layer = self.layer.clone();
-        let request = request.map(|body| Body::new(Metered::new(body, layer, share.clone())));
-        let answer = self.inner.call(request);
-        async move {
-            let answer = answer.await;
-            // A unary call has been carried out; a stream goes on with what it holds.
-            share.lock().take();
-            answer
-        }
-        .boxed()
-    }
-}
+pub type Share = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
 
 /// Where in a message the bytes so far have ended.
 #[derive(Default)]
@@ -135,34 +93,40 @@ impl Messages {
     }
 }
 
-struct Metered {
-    body: Body,
-    layer: RequestsLayer,
+/// The body of a request, bounded.
+pub struct Metered<B> {
+    body: B,
+    bound: Requests,
     share: Share,
     messages: Messages,
     until: Option<Pin<Box<Sleep>>>,
 }
 
-impl Metered {
-    fn new(body: Body, layer: RequestsLayer, share: Share) -> Metered {
-        Metered { body, layer, share, messages: Messages::default(), until: None }
+impl<B> Metered<B> {
+    /// What is in `share` is to be taken out when the call has been carried out.
+    pub fn new(body: B, bound: Requests, share: Share) -> Metered<B> {
+        Metered { body, bound, share, messages: Messages::default(), until: None }
     }
 }
 
-impl HttpBody for Metered {
+impl<B> HttpBody for Metered<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(end) => return Poll::Ready(end),
+            Poll::Ready(end) => return Poll::Ready(end.map(|frame| frame.map_err(Into::into))),
             Poll::Pending => {
                 let Some(until) = &mut this.until else { return Poll::Pending };
                 ready!(until.as_mut().poll(cx));
                 let late = Status::deadline_exceeded("the rest of the message has not come in time");
-                return Poll::Ready(Some(Err(axum::Error::new(late))));
+                return Poll::Ready(Some(Err(late.into())));
             }
         };
         let Ok(data) = frame.into_data() else { return Poll::Ready(None) };
@@ -170,13 +134,13 @@ impl HttpBody for Metered {
         if let Some(bytes) = begins {
             // The message before has been taken.
             this.share.lock().take();
-            if let Some(share) = this.layer.share(bytes) {
-                let Ok(permit) = this.layer.budget.clone().try_acquire_many_owned(share) else {
+            if let Some(share) = this.bound.share(bytes) {
+                let Ok(permit) = this.bound.budget.clone().try_acquire_many_owned(share) else {
                     let refused = Status::from(EtcdError::RequestTooManyRequests);
-                    return Poll::Ready(Some(Err(axum::Error::new(refused))));
+                    return Poll::Ready(Some(Err(refused.into())));
                 };
                 *this.share.lock() = Some(permit);
-                this.until = Some(Box::pin(sleep(this.layer.receive_max)));
+                this.until = Some(Box::pin(sleep(this.bound.receive_max)));
             }
         }
         if this.messages.left == 0 {
@@ -192,6 +156,7 @@ impl HttpBody for Metered {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
     use futures::{StreamExt as _, stream};
 
     use super::*;
@@ -203,44 +168,44 @@ mod tests {
         [&[0][..], &length, &[b'x'; 100]].concat().into()
     }
 
-    fn metered(layer: &RequestsLayer, pieces: Vec<Bytes>) -> (Metered, Share) {
+    fn metered(bound: &Requests, pieces: Vec<Bytes>) -> (Metered<Body>, Share) {
         let pieces = stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>)).chain(stream::pending());
         let share = Share::default();
-        (Metered::new(Body::from_stream(pieces), layer.clone(), share.clone()), share)
+        (Metered::new(Body::from_stream(pieces), bound.clone(), share.clone()), share)
     }
 
-    async fn frame(body: &mut Metered) -> Option<Result<usize, axum::Error>> {
+    async fn frame(body: &mut Metered<Body>) -> Option<Result<usize, BoxError>> {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
         Some(frame.map(|frame| frame.into_data().unwrap().len()))
     }
 
     #[tokio::test]
     async fn a_large_message_takes_its_share_and_a_small_one_passes() {
-        let layer = RequestsLayer::new(2 * MESSAGE);
-        let mut bodies: Vec<_> = (0..BYTES_MAX / MESSAGE).map(|_| metered(&layer, vec![begun(MESSAGE)])).collect();
+        let bound = Requests::new(2 * MESSAGE);
+        let mut bodies: Vec<_> = (0..BYTES_MAX / MESSAGE).map(|_| metered(&bound, vec![begun(MESSAGE)])).collect();
         for (body, _) in &mut bodies {
             assert_eq!(frame(body).await.unwrap().unwrap(), 105);
         }
-        let (mut small, _) = metered(&layer, vec![begun(SMALL - 1)]);
+        let (mut small, _) = metered(&bound, vec![begun(SMALL - 1)]);
         assert_eq!(frame(&mut small).await.unwrap().unwrap(), 105);
-        let (mut too_large, _) = metered(&layer, vec![begun(2 * MESSAGE + 1)]);
+        let (mut too_large, _) = metered(&bound, vec![begun(2 * MESSAGE + 1)]);
         assert_eq!(frame(&mut too_large).await.unwrap().unwrap(), 105, "it takes no share");
-        let (mut next, _) = metered(&layer, vec![begun(MESSAGE)]);
-        let refused = Status::from_error(Box::new(frame(&mut next).await.unwrap().unwrap_err()));
+        let (mut next, _) = metered(&bound, vec![begun(MESSAGE)]);
+        let refused = Status::from_error(frame(&mut next).await.unwrap().unwrap_err());
         assert_eq!(refused.message(), "etcdserver: too many requests");
         bodies[0].1.lock().take();
-        let (mut next, _) = metered(&layer, vec![begun(MESSAGE)]);
+        let (mut next, _) = metered(&bound, vec![begun(MESSAGE)]);
         assert_eq!(frame(&mut next).await.unwrap().unwrap(), 105);
     }
 
     #[tokio::test]
     async fn who_has_a_share_must_send_the_rest() {
         let receive_max = Duration::from_millis(50);
-        let layer = RequestsLayer { receive_max, ..RequestsLayer::new(2 * MESSAGE) };
-        let (mut body, _) = metered(&layer, vec![begun(MESSAGE), vec![0; 100].into()]);
+        let bound = Requests { receive_max, ..Requests::new(2 * MESSAGE) };
+        let (mut body, _) = metered(&bound, vec![begun(MESSAGE), vec![0; 100].into()]);
         assert!(frame(&mut body).await.unwrap().is_ok() && frame(&mut body).await.unwrap().is_ok());
         assert!(frame(&mut body).await.unwrap().unwrap_err().to_string().contains("in time"));
-        let (mut body, share) = metered(&layer, vec![begun(SMALL + 100), vec![0; SMALL].into(), begun(5)]);
+        let (mut body, share) = metered(&bound, vec![begun(SMALL + 100), vec![0; SMALL].into(), begun(5)]);
         for _ in 0..2 {
             assert!(frame(&mut body).await.unwrap().is_ok());
             assert!(share.lock().is_some());

@@ -36,10 +36,14 @@ const CODES: [&str; 17] = [
 
 /// The counters of one method.
 pub struct Method {
+    pub path: String,
     pub is_unary: bool,
     pub started: IntCounter,
     pub received: IntCounter,
     pub sent: IntCounter,
+    /// Of all methods together.
+    pub received_bytes: IntCounter,
+    pub sent_bytes: IntCounter,
     handled: Vec<IntCounter>,
     /// Seconds; with `--metrics=extensive`.
     pub handling: Option<Histogram>,
@@ -54,8 +58,6 @@ impl Method {
 pub struct RpcMetrics {
     /// By path.
     methods: HashMap<String, Arc<Method>>,
-    pub received_bytes: IntCounter,
-    pub sent_bytes: IntCounter,
     requests: IntCounterVec,
     stream_failures: IntCounterVec,
 }
@@ -77,6 +79,9 @@ impl RpcMetrics {
             )?),
             false => None,
         };
+        let received_bytes =
+            make.counter("etcd_network_client_grpc_received_bytes_total", "Bytes of messages from clients.")?;
+        let sent_bytes = make.counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of messages to clients.")?;
         let mut methods = HashMap::new();
         for set in [proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET] {
             let pool = DescriptorPool::decode(set).map_err(|error| Error::Msg(error.to_string()))?;
@@ -91,23 +96,24 @@ impl RpcMetrics {
                     let labels = [kind, service.full_name(), method.name()];
                     let of_code =
                         |code: &&str| handled.with_label_values(&[kind, service.full_name(), method.name(), code]);
+                    let path = format!("/{}/{}", service.full_name(), method.name());
                     let counters = Method {
+                        path: path.clone(),
                         is_unary: kind == "unary",
                         started: started.with_label_values(&labels),
                         received: received.with_label_values(&labels),
                         sent: sent.with_label_values(&labels),
+                        received_bytes: received_bytes.clone(),
+                        sent_bytes: sent_bytes.clone(),
                         handled: CODES.iter().map(of_code).collect(),
                         handling: handling.as_ref().map(|handling| handling.with_label_values(&labels)),
                     };
-                    methods.insert(format!("/{}/{}", service.full_name(), method.name()), Arc::new(counters));
+                    methods.insert(path, Arc::new(counters));
                 }
             }
         }
         Ok(RpcMetrics {
             methods,
-            received_bytes: make
-                .counter("etcd_network_client_grpc_received_bytes_total", "Bytes of messages from clients.")?,
-            sent_bytes: make.counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of messages to clients.")?,
             requests: make.counters(
                 "etcd_server_client_requests_total",
                 "Calls by the version that the client names.",
