@@ -1,7 +1,7 @@
 //! The state machine as openraft sees it: entries go to one thread, which applies them to the store.
 //!
 //! The thread is a plain one: the store blocks, and has no async. Entries that are committed together are applied in
-//! one batch, and each proposer is told by the same thread.
+//! one batch.
 
 use std::{
     io,
@@ -14,6 +14,7 @@ use openraft::{
     OptionalSend, RaftSnapshotBuilder,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
+use proto::command::Outcome;
 use storage::{
     Applied, Applier, LogEntry, StorageError, Store,
     host::{self, Worker},
@@ -39,8 +40,11 @@ pub enum SnapshotData {
     Received(PathBuf),
 }
 
+/// What entries came to, each with who waits for it.
+type Answers = Vec<(ApplyResponder<TypeConfig>, Outcome)>;
+
 enum Job {
-    Apply(Vec<EntryResponder<TypeConfig>>, oneshot::Sender<Result<(), StorageError>>),
+    Apply(Vec<EntryResponder<TypeConfig>>, oneshot::Sender<Result<Answers, StorageError>>),
     Install(PathBuf, oneshot::Sender<Result<Applied, io::Error>>),
 }
 
@@ -79,7 +83,10 @@ impl StateMachine {
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> Result<(), io::Error> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         self.log.wait_written(last.log_id.index).await.map_err(io::Error::other)?;
-        self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)
+        let answers = self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)?;
+        // From here, and not from the thread: one thread wakes the other once for all of them.
+        answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
+        Ok(())
     }
 
     async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, io::Error> {
@@ -99,23 +106,22 @@ struct ApplyThread {
 }
 
 impl ApplyThread {
-    fn apply(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> Result<(), StorageError> {
+    fn apply(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> Result<Answers, StorageError> {
         let before = self.roster.borrow().clone();
         let mut roster = before.clone();
         let (entries, responders): (Vec<LogEntry>, Vec<Option<ApplyResponder<TypeConfig>>>) =
             entries.into_iter().map(|(entry, responder)| (to_log_entry(entry, &mut roster), responder)).unzip();
-        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
+        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(Vec::new()) };
         let outcomes = self.applier.apply(&entries)?;
         if !Arc::ptr_eq(&before, &roster) {
             self.roster.send_replace(roster);
         }
         self.progress.send_replace(last);
-        for (responder, outcome) in responders.into_iter().zip(outcomes) {
-            if let Some(responder) = responder {
-                responder.send(outcome);
-            }
-        }
-        Ok(())
+        Ok(responders
+            .into_iter()
+            .zip(outcomes)
+            .filter_map(|(responder, outcome)| Some((responder?, outcome)))
+            .collect())
     }
 
     fn install(&mut self, dir: &Path) -> Result<Applied, io::Error> {

@@ -33,12 +33,7 @@ use proto::{
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
 };
-use tonic::{
-    Status,
-    body::Body,
-    server::NamedService,
-    service::RoutesBuilder,
-};
+use tonic::{Status, body::Body, server::NamedService, service::RoutesBuilder};
 use tower::Service;
 
 use crate::{
