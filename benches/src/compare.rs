@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     Shape,
-    drive::{Measured, Settings},
+    measure::{Measured, Settings},
     node::Cluster,
     report::{self, Spread, mib, number},
     workload::{self, Spec},
@@ -72,7 +72,9 @@ struct Figures {
     cpu_us_per_operation: Option<f64>,
     rss_mib: f64,
     anon_mib: f64,
-    load_cpu_cores: f64,
+    load_cpu_us_per_operation: Option<f64>,
+    written_per_put: Option<f64>,
+    fsyncs_per_second: Option<f64>,
     missed: u64,
     errors: u64,
 }
@@ -89,9 +91,11 @@ impl Figures {
             p99_ms: measured.quantile_ms(0.99),
             p999_ms: measured.quantile_ms(0.999),
             cpu_us_per_operation: measured.cpu_us_per_operation(),
-            rss_mib: measured.server.map_or(0.0, |server| mib(server.rss_bytes)),
-            anon_mib: measured.server.map_or(0.0, |server| mib(server.anon_bytes)),
-            load_cpu_cores: measured.own_cpu_share(),
+            rss_mib: measured.server.map_or(0.0, |server| mib(server.memory.rss_bytes)),
+            anon_mib: measured.server.map_or(0.0, |server| mib(server.memory.anon_bytes)),
+            load_cpu_us_per_operation: measured.own_cpu_us_per_operation(),
+            written_per_put: measured.written_per_put(),
+            fsyncs_per_second: measured.fsyncs_per_second,
             missed: measured.missed,
             errors: measured.error_count(),
         }
@@ -101,7 +105,7 @@ impl Figures {
 const PINTLE: &str = "Pintle";
 const ETCD: &str = "etcd";
 
-pub async fn run(options: Options, threads: usize) -> anyhow::Result<()> {
+pub async fn run(options: Options) -> anyhow::Result<()> {
     anyhow::ensure!(options.shape.keys > 0, "--keys must be above 0");
     let mut figures = Vec::new();
     let mut header = None;
@@ -111,7 +115,7 @@ pub async fn run(options: Options, threads: usize) -> anyhow::Result<()> {
         let mut pintle = Cluster::start(&options.pintle, options.nodes, options.base_port, &options.dir).await?;
         let mut etcd = Cluster::start(&options.etcd, options.nodes, etcd_port, &options.dir).await?;
         if header.is_none() {
-            header = Some(header_lines(&options, threads, &pintle, &etcd).await?);
+            header = Some(header_lines(&options, &pintle, &etcd).await?);
         }
         for spec in &options.workloads {
             let mut order = [(PINTLE, &pintle), (ETCD, &etcd)];
@@ -154,7 +158,7 @@ pub async fn run(options: Options, threads: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn header_lines(options: &Options, threads: usize, pintle: &Cluster, etcd: &Cluster) -> anyhow::Result<String> {
+async fn header_lines(options: &Options, pintle: &Cluster, etcd: &Cluster) -> anyhow::Result<String> {
     let members = if options.nodes == 1 { "one node".to_string() } else { format!("{} nodes", options.nodes) };
     let mut text = format!("### Pintle and etcd, {members}, {}\n\n", report::today());
     text += &report::machine(&options.dir);
@@ -165,7 +169,7 @@ async fn header_lines(options: &Options, threads: usize, pintle: &Cluster, etcd:
         text,
         "- load: {loop_kind}, {} s measured after {} s of warm-up, {} rounds, the two in turn; {} keys of {} B \
          (kube: 1 KiB at least); both run all the time, the one that is not measured idles; load generator on the same \
-         machine with {threads} thread(s)",
+         machine, one thread",
         options.duration.as_secs_f64(),
         options.warmup.as_secs_f64(),
         options.rounds,
@@ -184,7 +188,7 @@ struct Row {
     value: fn(&Figures) -> Option<f64>,
 }
 
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 10] = [
     Row { name: "operations/s", better: "higher", value: |f| Some(f.per_second) },
     Row { name: "p50 ms", better: "lower", value: |f| Some(f.p50_ms) },
     Row { name: "p99 ms", better: "lower", value: |f| Some(f.p99_ms) },
@@ -192,7 +196,9 @@ const ROWS: [Row; 8] = [
     Row { name: "server CPU us/operation", better: "lower", value: |f| f.cpu_us_per_operation },
     Row { name: "RSS MiB", better: "lower", value: |f| Some(f.rss_mib) },
     Row { name: "of it anonymous MiB", better: "lower", value: |f| Some(f.anon_mib) },
-    Row { name: "load generator, cores", better: "", value: |f| Some(f.load_cpu_cores) },
+    Row { name: "load generator CPU us/operation", better: "", value: |f| f.load_cpu_us_per_operation },
+    Row { name: "bytes written per byte put", better: "lower", value: |f| f.written_per_put },
+    Row { name: "log syncs/s", better: "", value: |f| f.fsyncs_per_second },
 ];
 
 fn table(workloads: &[Spec], figures: &[Figures]) -> String {
@@ -243,7 +249,9 @@ mod tests {
             cpu_us_per_operation: None,
             rss_mib: 10.0,
             anon_mib: 5.0,
-            load_cpu_cores: 0.5,
+            load_cpu_us_per_operation: None,
+            written_per_put: None,
+            fsyncs_per_second: None,
             missed: 0,
             errors: 0,
         }

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use clap::Args;
-use client::Connection;
-use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op::Request};
+use client::{Client, Connection};
+use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, kv_client::KvClient, request_op::Request};
 use tokio::task::JoinSet;
 
 use crate::workload;
@@ -20,6 +21,7 @@ use crate::workload;
 const MAX_TXN_OPS: usize = 128;
 /// Well below etcd's default `--max-request-bytes`, 1.5 MiB.
 const MAX_TXN_BYTES: usize = 1 << 20;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug, Clone)]
 pub struct Options {
@@ -66,6 +68,27 @@ impl fmt::Display for Filled {
     }
 }
 
+/// A list answers megabytes; tonic's default limit is 4 MiB.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
+
+/// Opens `count` connections of the client library, spread over the endpoints in turn.
+pub async fn connect(endpoints: &[String], count: usize) -> anyhow::Result<Vec<Connection>> {
+    anyhow::ensure!(!endpoints.is_empty() && count > 0, "at least one endpoint and one connection are needed");
+    let mut channels = Vec::with_capacity(count);
+    for url in endpoints.iter().cycle().take(count) {
+        let options = client::Options { request_timeout: REQUEST_TIMEOUT, ..client::Options::default() };
+        let client = Client::with_options([url], options)?;
+        // Connects.
+        client.status(url).await.with_context(|| format!("connect to {url}"))?;
+        channels.push(client.connection().await?);
+    }
+    Ok(channels)
+}
+
+pub fn kv(channel: Connection) -> KvClient<Connection> {
+    KvClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
 /// Puts every key, or fails with the first error.
 pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<Filled> {
     anyhow::ensure!((1..=MAX_TXN_OPS).contains(&options.batch), "a batch has 1 to {MAX_TXN_OPS} keys");
@@ -76,7 +99,7 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
     let batch = options.batch_within(MAX_TXN_BYTES);
     let mut tasks = JoinSet::new();
     for client in 0..options.clients {
-        let mut kv = workload::kv(channels[client % channels.len()].clone());
+        let mut kv = kv(channels[client % channels.len()].clone());
         let (next, value, options) = (next.clone(), value.clone(), options.clone());
         tasks.spawn(async move {
             loop {

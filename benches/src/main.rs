@@ -2,11 +2,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`drive`] | the loops that issue operations, closed or open, and what is measured meanwhile |
-//! | [`workload`] | what the operations are: put, get, list, kube, lease |
-//! | [`fanout`] | one writer and many watchers |
+//! | [`wire`] | gRPC over HTTP/2, as cheap as it can be for the sender of load |
+//! | [`drive`], [`schedule`] | the loop that issues operations, closed or open |
+//! | [`measure`] | what is measured meanwhile |
+//! | [`workload`] | what the operations are |
 //! | [`fill`] | many keys, quickly |
 //! | [`node`] | servers as child processes: start, readiness, CPU time, memory, disk, stop |
+//! | [`echo`] | a server that does nothing |
 //! | [`compare`], [`restart`] | Pintle beside etcd, as Markdown |
 //!
 //! ```text
@@ -17,11 +19,14 @@
 
 mod compare;
 mod drive;
-mod fanout;
+mod echo;
 mod fill;
+mod measure;
 mod node;
 mod report;
 mod restart;
+mod schedule;
+mod wire;
 mod workload;
 
 use std::time::Duration;
@@ -29,14 +34,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{drive::Settings, workload::Spec};
+use crate::{measure::Settings, workload::Spec};
+
+/// Pintle's: what is compared with it shall not differ by this.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "pintle-bench", version, about = "Loads etcd-compatible servers and measures them")]
 struct Cli {
-    /// Threads of the load generator. Few: it must not take the processor from the server it measures.
-    #[arg(long, global = true, default_value_t = 1)]
-    threads: usize,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,6 +55,8 @@ enum Command {
     Load(Load),
     /// Runs workloads on Pintle and etcd in turn and prints the ratios.
     Compare(compare::Options),
+    /// Serves KV and Lease with answers made up, to see what gRPC alone takes.
+    Echo(echo::Options),
     /// Loads both, stops them, and measures the restart.
     Restart(restart::Options),
 }
@@ -124,8 +132,9 @@ pub fn positive(text: &str) -> Result<f64, String> {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    anyhow::ensure!(cli.threads > 0, "--threads must be above 0");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cli.threads).enable_all().build()?;
+    // The load has a thread of its own. What runs here prepares it and idles meanwhile, or is the echo server, which
+    // has as many threads as Pintle.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
             result = run(cli) => result,
@@ -148,12 +157,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(run) => run_one(run).await,
         Command::Load(load) => {
             let connections = load.target.connections.unwrap_or(4);
-            let channels = drive::connect(&load.target.endpoints, connections).await?;
+            let channels = fill::connect(&load.target.endpoints, connections).await?;
             let filled = fill::fill(&channels, &load.fill).await?;
             println!("{filled}");
             Ok(())
         }
-        Command::Compare(options) => compare::run(options, cli.threads).await,
+        Command::Compare(options) => compare::run(options).await,
+        Command::Echo(options) => echo::run(options).await,
         Command::Restart(options) => restart::run(options).await,
     }
 }

@@ -18,6 +18,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::wire;
+
 const POLL: Duration = Duration::from_millis(5);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Room for every workload here; etcd's own default would stop the loading of a million keys.
@@ -34,6 +36,10 @@ struct Flags {
 }
 
 impl Flags {
+    fn client_authority(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
     fn args(&self) -> Vec<String> {
         let client = format!("http://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
@@ -107,7 +113,7 @@ impl Node {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended ({status}):\n{}", self.flags.name, tail(&self.log));
             }
-            match timeout(Duration::from_secs(2), http_get(self.flags.client_port, "/health")).await {
+            match timeout(Duration::from_secs(2), http_get(&self.flags.client_authority(), "/health")).await {
                 Ok(Ok(body)) if body.contains(r#""health":"true""#) => return Ok(()),
                 _ if Instant::now() >= deadline => {
                     bail!("{} is not healthy after {within:?}:\n{}", self.flags.name, tail(&self.log))
@@ -209,7 +215,10 @@ impl Cluster {
 
     /// What the first member answers at `/version`.
     pub async fn version(&self) -> anyhow::Result<String> {
-        Ok(timeout(Duration::from_secs(5), http_get(self.flags[0].client_port, "/version")).await??.trim().to_string())
+        Ok(timeout(Duration::from_secs(5), http_get(&self.flags[0].client_authority(), "/version"))
+            .await??
+            .trim()
+            .to_string())
     }
 
     /// The flags of the first member, for a report: places and ports are of no interest there.
@@ -233,14 +242,38 @@ fn tail(log: &Path) -> String {
 }
 
 /// The body of a GET over HTTP/1.1.
-async fn http_get(port: u16, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
+async fn http_get(authority: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(authority).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string());
     body.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no HTTP answer"))
+}
+
+/// How often the servers have synced their logs since they started, if all of them say so.
+pub async fn fsyncs(endpoints: &[String]) -> Option<f64> {
+    let mut sum = 0.0;
+    for url in endpoints {
+        let answer = timeout(Duration::from_secs(5), http_get(wire::authority(url).ok()?, "/metrics")).await;
+        let metrics = answer.ok()?.ok()?;
+        let count = metrics.lines().find_map(|line| line.strip_prefix("etcd_disk_wal_fsync_duration_seconds_count"))?;
+        sum += count.trim().parse::<f64>().ok()?;
+    }
+    Some(sum)
+}
+
+/// Bytes that the processes made the kernel write to disks, summed (proc(5), `write_bytes`).
+pub fn written_bytes(pids: &[u32]) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for pid in pids {
+        let text = fs::read_to_string(format!("/proc/{pid}/io")).with_context(|| format!("/proc/{pid}/io"))?;
+        let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        let bytes: Option<u64> = bytes.and_then(|bytes| bytes.trim().parse().ok());
+        sum += bytes.with_context(|| format!("write_bytes in /proc/{pid}/io"))?;
+    }
+    Ok(sum)
 }
 
 /// User and system time of the processes, summed.
@@ -340,6 +373,7 @@ mod tests {
         let pid = std::process::id();
         assert!(memory(&[pid]).unwrap().rss_bytes > 0);
         cpu_time(&[pid]).unwrap();
+        written_bytes(&[pid]).unwrap();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use clap::Args;
 use proto::etcdserverpb::RangeRequest;
 
 use crate::{
-    drive, fill,
+    fill,
     node::{self, Cluster},
     report::{self, Spread, mib, number},
     workload,
@@ -72,7 +72,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 async fn measure(binary: &Path, options: &Options) -> anyhow::Result<Measured> {
     let mut cluster = Cluster::start(binary, 1, options.base_port, &options.dir).await?;
     eprintln!("{}: loading {} keys below {}", binary.display(), options.fill.keys, cluster.dir().display());
-    let load = fill::fill(&drive::connect(&cluster.endpoints(), 4).await?, &options.fill).await?;
+    let load = fill::fill(&fill::connect(&cluster.endpoints(), 4).await?, &options.fill).await?;
     eprintln!("{}: {load}", binary.display());
     let rss_loaded = node::memory(&cluster.pids())?;
     let mut restarts = Vec::new();
@@ -92,7 +92,7 @@ async fn measure(binary: &Path, options: &Options) -> anyhow::Result<Measured> {
 
 /// Ready with nothing in it would be quick: every key is counted, and some are read.
 async fn check(cluster: &Cluster, fill: &fill::Options) -> anyhow::Result<()> {
-    let mut kv = workload::kv(drive::connect(&cluster.endpoints(), 1).await?.remove(0));
+    let mut kv = fill::kv(fill::connect(&cluster.endpoints(), 1).await?.remove(0));
     let all = RangeRequest {
         key: fill.prefix.clone().into(),
         range_end: workload::prefix_end(&fill.prefix),
