@@ -42,11 +42,12 @@ pub fn is_simulated() -> bool {
     CURRENT.with_borrow(Option::is_some)
 }
 
-/// Restores the host that was current before, also when the code panics.
-struct Entered(Option<Arc<dyn Host>>);
+/// Makes what this thread begins run on a host. Dropped, it restores the one that was current before.
+#[must_use = "the host is left when this is dropped"]
+pub struct Entered(Option<Arc<dyn Host>>);
 
 impl Entered {
-    fn on(host: Arc<dyn Host>) -> Entered {
+    pub fn on(host: Arc<dyn Host>) -> Entered {
         Entered(CURRENT.replace(Some(host)))
     }
 }
