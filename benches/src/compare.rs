@@ -8,15 +8,20 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    Shape,
+    Shape, ceilings, marked,
     measure::{Measured, Settings},
     node::Cluster,
-    report::{self, Spread, mib, number},
+    plot,
+    report::{self, mib},
+    table::{self, Disk},
     workload::{self, Spec},
 };
 
-const DEFAULT_WORKLOADS: &str =
-    "put:1,put:100,put:1000,get:100,get-serializable:100,list:4,kube:100,watch:100,lease:100";
+const DEFAULT_WORKLOADS: &str = "put:1,put:100,put:1000,put-sequential:100,txn-put:100,get:1000,get-serializable:1000,\
+                                 range:100,list:4,stm:100,lease:1000,watch:1000,watch-latency:10,watch-get:10,kube:300,\
+                                 kube-update:300,kube-compact:300,kube-lease:300,kube-events:100,kube-page:4,kube-watch:10";
+/// How long the disk alone is measured in a round, for each size of its batches.
+const DISK_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub struct Options {
@@ -24,7 +29,7 @@ pub struct Options {
     etcd: PathBuf,
     #[arg(long)]
     pintle: PathBuf,
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Members of each cluster.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7))]
@@ -41,6 +46,9 @@ pub struct Options {
     /// Pause after each run, seconds: its last writes and background work shall not burden the other one's run.
     #[arg(long, default_value = "1", value_parser = crate::seconds)]
     settle: Duration,
+    /// Connections. Default: one per 20 clients.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: Option<u16>,
     /// Open loop at this rate, the same for both. Without: closed loop.
     #[arg(long, value_parser = crate::positive)]
     rate: Option<f64>,
@@ -50,6 +58,16 @@ pub struct Options {
     /// Where the data directories are made.
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
+    /// Without the echo server and the disk.
+    #[arg(long)]
+    no_ceilings: bool,
+    /// A Markdown file whose part between `<!-- begin compare NAME -->` and `<!-- end compare NAME -->` is replaced; one
+    /// that has no such part gets it at its end. Plots go into a folder beside it with its name.
+    #[arg(long)]
+    docs: Option<PathBuf>,
+    /// The part's name.
+    #[arg(long, default_value = "one-node")]
+    name: String,
     /// A file for the Markdown.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -59,24 +77,24 @@ pub struct Options {
 }
 
 /// The figures of one workload on one system in one round.
-#[derive(Debug, Clone, Serialize)]
-struct Figures {
-    round: u32,
-    workload: String,
-    system: &'static str,
-    operations: u64,
-    per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    p999_ms: f64,
-    cpu_us_per_operation: Option<f64>,
-    rss_mib: f64,
-    anon_mib: f64,
-    load_cpu_us_per_operation: Option<f64>,
-    written_per_put: Option<f64>,
-    fsyncs_per_second: Option<f64>,
-    missed: u64,
-    errors: u64,
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Figures {
+    pub round: u32,
+    pub workload: String,
+    pub system: &'static str,
+    pub operations: u64,
+    pub per_second: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub p999_ms: f64,
+    pub cpu_us_per_operation: Option<f64>,
+    pub rss_mib: f64,
+    pub anon_mib: f64,
+    pub load_cpu_us_per_operation: Option<f64>,
+    pub written_per_put: Option<f64>,
+    pub fsyncs_per_second: Option<f64>,
+    pub missed: u64,
+    pub errors: u64,
 }
 
 impl Figures {
@@ -102,12 +120,14 @@ impl Figures {
     }
 }
 
-const PINTLE: &str = "Pintle";
-const ETCD: &str = "etcd";
+pub const PINTLE: &str = "Pintle";
+pub const ETCD: &str = "etcd";
+pub const ECHO: &str = "gRPC alone";
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    anyhow::ensure!(options.shape.keys > 0, "--keys must be above 0");
-    let mut figures = Vec::new();
+    let shape = &options.shape;
+    anyhow::ensure!(shape.keys > 0 && shape.objects > 0 && shape.txn_ops > 0, "--keys, --objects, --txn-ops: above 0");
+    let (mut figures, mut disks) = (Vec::new(), Vec::new());
     let mut header = None;
     fs::create_dir_all(&options.dir)?;
     let etcd_port = options.base_port + 2 * options.nodes;
@@ -123,37 +143,73 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 order.reverse();
             }
             for (system, cluster) in order {
-                let endpoints = cluster.endpoints();
-                let settings = Settings {
-                    connections: spec.connections(endpoints.len()),
-                    endpoints,
-                    warmup: options.warmup,
-                    duration: options.duration,
-                    rate: options.rate,
-                    pids: cluster.pids(),
-                    shape: options.shape.clone(),
-                };
-                let measured = workload::run(spec, &settings).await?;
-                eprintln!("round {round} {spec} {system}: {:.0}/s", measured.per_second());
-                for (error, count) in &measured.errors {
-                    eprintln!("  {count} x {error}");
-                }
-                anyhow::ensure!(measured.operations > 0, "{spec} on {system}: no operation was answered");
-                figures.push(Figures::new(round, spec, system, &measured));
+                let measured = workload::run(spec, &options.settings(spec, cluster)).await?;
+                figures.push(note(round, spec, system, &measured)?);
                 // What a server still does behind its last answer cannot be waited for from outside.
                 tokio::time::sleep(options.settle).await;
+            }
+            if let Some(measured) = options.on_echo(spec).await? {
+                figures.push(note(round, spec, ECHO, &measured)?);
             }
         }
         pintle.stop().await?;
         etcd.stop().await?;
+        if !options.no_ceilings {
+            disks.push(Disk::measure(&options.dir, shape.value_size, DISK_TIME)?);
+        }
     }
-    let text = format!("{}\n{}", header.unwrap_or_default(), table(&options.workloads, &figures));
+    write_out(&options, &header.unwrap_or_default(), &figures, &disks)
+}
+
+fn note(round: u32, spec: &Spec, system: &'static str, measured: &Measured) -> anyhow::Result<Figures> {
+    eprintln!("round {round} {spec} {system}: {:.0}/s", measured.per_second());
+    for (error, count) in &measured.errors {
+        eprintln!("  {count} x {error}");
+    }
+    anyhow::ensure!(measured.operations > 0, "{spec} on {system}: no operation was answered");
+    Ok(Figures::new(round, spec, system, measured))
+}
+
+impl Options {
+    fn connections(&self, spec: &Spec, endpoints: usize) -> usize {
+        self.connections.map_or_else(|| spec.connections(endpoints), usize::from)
+    }
+
+    fn settings(&self, spec: &Spec, cluster: &Cluster) -> Settings {
+        let endpoints = cluster.endpoints();
+        Settings {
+            connections: self.connections(spec, endpoints.len()),
+            endpoints,
+            warmup: self.warmup,
+            duration: self.duration,
+            rate: self.rate,
+            pids: cluster.pids(),
+            shape: self.shape.clone(),
+        }
+    }
+
+    async fn on_echo(&self, spec: &Spec) -> anyhow::Result<Option<Measured>> {
+        if self.no_ceilings {
+            return Ok(None);
+        }
+        let port = self.base_port + 4 * self.nodes;
+        let connections = Some(self.connections(spec, 1));
+        ceilings::on_echo(spec, &self.shape, port, connections, self.warmup, self.duration).await
+    }
+}
+
+fn write_out(options: &Options, header: &str, figures: &[Figures], disks: &[Disk]) -> anyhow::Result<()> {
+    let mut text = format!("{header}\n{}", table::render(&options.workloads, figures, disks));
+    if let Some(docs) = &options.docs {
+        text += &plot::write(docs, &options.name, &options.workloads, figures)?;
+        marked::replace(docs, &format!("compare {}", options.name), &text)?;
+    }
     println!("{text}");
     if let Some(out) = &options.out {
         fs::write(out, &text)?;
     }
     if let Some(json) = &options.json {
-        fs::write(json, serde_json::to_string_pretty(&figures)?)?;
+        fs::write(json, serde_json::to_string_pretty(figures)?)?;
     }
     Ok(())
 }
@@ -167,8 +223,8 @@ async fn header_lines(options: &Options, pintle: &Cluster, etcd: &Cluster) -> an
     let loop_kind = options.rate.map_or("closed loop".to_string(), |rate| format!("open loop, {rate} operations/s"));
     writeln!(
         text,
-        "- load: {loop_kind}, {} s measured after {} s of warm-up, {} rounds, the two in turn; {} keys of {} B \
-         (kube: 1 KiB at least); both run all the time, the one that is not measured idles; load generator on the same \
+        "- load: {loop_kind}, {} s measured after {} s of warm-up, {} rounds, the two in turn; {} keys of {} B, \
+         lists and objects 1 KiB at least; both run all the time, the one that is not measured idles; load generator on the same \
          machine, one thread",
         options.duration.as_secs_f64(),
         options.warmup.as_secs_f64(),
@@ -179,91 +235,4 @@ async fn header_lines(options: &Options, pintle: &Cluster, etcd: &Cluster) -> an
     text += "- `name:N` is a workload with N clients (watch: N watchers; its operations are events received, its \
              latency is the time from the put to the event); ratio is Pintle / etcd within a round\n";
     Ok(text)
-}
-
-struct Row {
-    name: &'static str,
-    /// What is better, so that a reader need not think about it.
-    better: &'static str,
-    value: fn(&Figures) -> Option<f64>,
-}
-
-const ROWS: [Row; 10] = [
-    Row { name: "operations/s", better: "higher", value: |f| Some(f.per_second) },
-    Row { name: "p50 ms", better: "lower", value: |f| Some(f.p50_ms) },
-    Row { name: "p99 ms", better: "lower", value: |f| Some(f.p99_ms) },
-    Row { name: "p99.9 ms", better: "lower", value: |f| Some(f.p999_ms) },
-    Row { name: "server CPU us/operation", better: "lower", value: |f| f.cpu_us_per_operation },
-    Row { name: "RSS MiB", better: "lower", value: |f| Some(f.rss_mib) },
-    Row { name: "of it anonymous MiB", better: "lower", value: |f| Some(f.anon_mib) },
-    Row { name: "load generator CPU us/operation", better: "", value: |f| f.load_cpu_us_per_operation },
-    Row { name: "bytes written per byte put", better: "lower", value: |f| f.written_per_put },
-    Row { name: "log syncs/s", better: "", value: |f| f.fsyncs_per_second },
-];
-
-fn table(workloads: &[Spec], figures: &[Figures]) -> String {
-    let mut text = String::from(
-        "| workload | figure | better | Pintle (median) | etcd (median) | ratio min / median / max |\n\
-         |---|---|---|---:|---:|---:|\n",
-    );
-    for spec in workloads {
-        let name = spec.to_string();
-        let of = |system: &'static str| figures.iter().filter(|f| f.workload == name && f.system == system).collect();
-        let (pintle, etcd): (Vec<&Figures>, Vec<&Figures>) = (of(PINTLE), of(ETCD));
-        for row in &ROWS {
-            let median = |of: &[&Figures]| {
-                Spread::of(of.iter().filter_map(|f| (row.value)(f))).map_or("-".to_string(), |s| number(s.median))
-            };
-            let ratios = pintle.iter().filter_map(|ours| {
-                let theirs = etcd.iter().find(|theirs| theirs.round == ours.round)?;
-                let (ours, theirs) = ((row.value)(ours)?, (row.value)(theirs)?);
-                (theirs > 0.0).then(|| ours / theirs)
-            });
-            let ratio = Spread::of(ratios).map_or("-".to_string(), |spread| spread.to_string());
-            let (figure, better) = (row.name, row.better);
-            text += &format!("| {name} | {figure} | {better} | {} | {} | {ratio} |\n", median(&pintle), median(&etcd));
-        }
-        let failed = |of: &[&Figures]| of.iter().map(|f| f.errors + f.missed).sum::<u64>();
-        if failed(&pintle) + failed(&etcd) > 0 {
-            let (pintle, etcd) = (failed(&pintle), failed(&etcd));
-            text += &format!("| {name} | errors and missed, all rounds | lower | {pintle} | {etcd} | |\n");
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn figures(round: u32, system: &'static str, per_second: f64) -> Figures {
-        Figures {
-            round,
-            workload: "put:1".to_string(),
-            system,
-            operations: 1,
-            per_second,
-            p50_ms: 1.0,
-            p99_ms: 2.0,
-            p999_ms: 3.0,
-            cpu_us_per_operation: None,
-            rss_mib: 10.0,
-            anon_mib: 5.0,
-            load_cpu_us_per_operation: None,
-            written_per_put: None,
-            fsyncs_per_second: None,
-            missed: 0,
-            errors: 0,
-        }
-    }
-
-    #[test]
-    fn ratios_are_formed_within_a_round() {
-        let all =
-            [figures(1, PINTLE, 200.0), figures(1, ETCD, 100.0), figures(2, ETCD, 1000.0), figures(2, PINTLE, 1000.0)];
-        let table = table(&["put:1".parse().unwrap()], &all);
-        assert!(table.contains("| put:1 | operations/s | higher | 600 | 550 | 1.00 / 1.50 / 2.00 |"), "{table}");
-        assert!(table.contains("| put:1 | server CPU us/operation | lower | - | - | - |"), "{table}");
-        assert!(!table.contains("errors"), "{table}");
-    }
 }

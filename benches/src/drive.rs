@@ -60,6 +60,8 @@ pub enum Answer {
     Done { put_bytes: u64 },
     /// It goes on with another request.
     Next,
+    /// It goes on with another request after a while.
+    After(Duration),
     /// Nothing is to be sent: there is more to come.
     Listen,
     /// Done, but not an operation that counts: the run's background.
@@ -320,6 +322,10 @@ impl Drive {
         match answer {
             Ok(Answer::Listen) => Ok(()),
             Ok(Answer::Next) => self.send(index),
+            Ok(Answer::After(pause)) => {
+                self.timers.push(Reverse((now + pause, index)));
+                Ok(())
+            }
             Ok(Answer::Done { put_bytes }) => {
                 self.recorder.complete(1, put_bytes, now);
                 if self.recorder.measures(if self.schedule.is_some() { slot.due } else { now }) {

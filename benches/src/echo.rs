@@ -13,9 +13,11 @@ use proto::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
         LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse,
         LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest,
-        PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, TxnRequest, TxnResponse,
+        PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest,
+        TxnResponse,
         kv_server::{Kv, KvServer},
         lease_server::{Lease, LeaseServer},
+        response_op::Response::ResponsePut,
     },
     mvccpb::KeyValue,
 };
@@ -28,6 +30,9 @@ use crate::workload;
 /// As Pintle's client listeners have them.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+
+/// What is printed when it serves, before the address.
+pub const READY: &str = "echo: serving on ";
 
 #[derive(Args)]
 pub struct Options {
@@ -45,7 +50,7 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
-    println!("echo: serving on http://{address}");
+    println!("{READY}http://{address}");
     serve(listener, Echo::new(options.value_size, options.keys), |server| server).await
 }
 
@@ -95,10 +100,12 @@ impl Kv for Echo {
         let kvs: Vec<KeyValue> = if request.range_end.is_empty() {
             vec![self.pair(request.key)]
         } else {
-            (0..self.keys).map(|_| self.pair(request.key.clone())).collect()
+            let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+            (0..self.keys.min(limit)).map(|_| self.pair(request.key.clone())).collect()
         };
-        let count = kvs.len() as i64;
-        Ok(Response::new(RangeResponse { header: header(), kvs, count, ..Default::default() }))
+        let count = if request.range_end.is_empty() { 1 } else { self.keys };
+        let more = kvs.len() < count;
+        Ok(Response::new(RangeResponse { header: header(), kvs, count: count as i64, more }))
     }
 
     type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
@@ -121,8 +128,11 @@ impl Kv for Echo {
         Ok(Response::new(DeleteRangeResponse { header: header(), deleted: 1, ..Default::default() }))
     }
 
-    async fn txn(&self, _request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        Ok(Response::new(TxnResponse { header: header(), succeeded: true, responses: Vec::new() }))
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        // All that is asked for here is puts.
+        let put = || ResponsePut(PutResponse { header: header(), prev_kv: None });
+        let responses = request.get_ref().success.iter().map(|_| ResponseOp { response: Some(put()) }).collect();
+        Ok(Response::new(TxnResponse { header: header(), succeeded: true, responses }))
     }
 
     async fn compact(&self, _request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
@@ -209,7 +219,7 @@ mod tests {
             duration: Duration::from_millis(400),
             rate,
             pids: Vec::new(),
-            shape: Shape { value_size: 100, keys: 10, sequential: false },
+            shape: Shape { value_size: 100, keys: 10, objects: 10, txn_ops: 2, sequential: false },
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,7 +26,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug, Clone)]
 pub struct Options {
-    /// Keys to put.
+    /// The first key's number: those before it are there already.
+    #[arg(long, default_value_t = 0)]
+    pub first: usize,
+    /// Keys there are afterwards.
     #[arg(long, default_value_t = 1_000_000)]
     pub keys: usize,
     /// Size of a value, bytes.
@@ -54,6 +58,8 @@ impl Options {
 pub struct Filled {
     pub keys: usize,
     pub elapsed: Duration,
+    /// The revisions of the first and of the last transaction.
+    pub revisions: RangeInclusive<i64>,
 }
 
 impl Filled {
@@ -95,17 +101,18 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
     anyhow::ensure!(options.clients > 0 && !options.prefix.is_empty(), "clients and a prefix are needed");
     let begin = Instant::now();
     let value = workload::value(options.value_size);
-    let next = Arc::new(AtomicUsize::new(0));
+    let next = Arc::new(AtomicUsize::new(options.first));
     let batch = options.batch_within(MAX_TXN_BYTES);
     let mut tasks = JoinSet::new();
     for client in 0..options.clients {
         let mut kv = kv(channels[client % channels.len()].clone());
         let (next, value, options) = (next.clone(), value.clone(), options.clone());
         tasks.spawn(async move {
+            let (mut low, mut high) = (i64::MAX, 0);
             loop {
                 let first = next.fetch_add(batch, Ordering::Relaxed);
                 if first >= options.keys {
-                    return Ok(());
+                    return Ok((low, high));
                 }
                 let last = (first + batch).min(options.keys);
                 let put = |index| PutRequest {
@@ -114,15 +121,20 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
                     ..Default::default()
                 };
                 let puts = (first..last).map(|index| RequestOp { request: Some(Request::RequestPut(put(index))) });
-                kv.txn(TxnRequest { success: puts.collect(), ..Default::default() }).await?;
+                let answer = kv.txn(TxnRequest { success: puts.collect(), ..Default::default() }).await?.into_inner();
+                let revision = answer.header.unwrap_or_default().revision;
+                (low, high) = (low.min(revision), high.max(revision));
             }
         });
     }
+    let (mut low, mut high) = (i64::MAX, 0);
     while let Some(ended) = tasks.join_next().await {
-        let result: Result<(), tonic::Status> = ended?;
-        result?;
+        let result: Result<(i64, i64), tonic::Status> = ended?;
+        let (first, last) = result?;
+        (low, high) = (low.min(first), high.max(last));
     }
-    Ok(Filled { keys: options.keys, elapsed: begin.elapsed() })
+    let keys = options.keys.saturating_sub(options.first);
+    Ok(Filled { keys, elapsed: begin.elapsed(), revisions: low..=high })
 }
 
 #[cfg(test)]
@@ -132,7 +144,7 @@ mod tests {
     #[test]
     fn a_batch_of_large_values_is_cut_to_what_a_server_takes() {
         let batch = |value_size| {
-            Options { keys: 1, value_size, batch: 64, clients: 1, prefix: "/p/".to_string() }
+            Options { first: 0, keys: 1, value_size, batch: 64, clients: 1, prefix: "/p/".to_string() }
                 .batch_within(MAX_TXN_BYTES)
         };
         assert_eq!(batch(1024), 64);

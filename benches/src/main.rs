@@ -8,8 +8,9 @@
 //! | [`workload`] | what the operations are |
 //! | [`fill`] | many keys, quickly |
 //! | [`node`] | servers as child processes: start, readiness, CPU time, memory, disk, stop |
-//! | [`echo`] | a server that does nothing |
-//! | [`compare`], [`restart`] | Pintle beside etcd, as Markdown |
+//! | [`echo`], [`ceilings`] | a server that does nothing; what gRPC alone and the disk alone can do |
+//! | [`compare`], [`restart`], [`scale`] | Pintle beside etcd |
+//! | [`table`], [`plot`], [`marked`], [`report`] | the comparison as Markdown and SVG, within a document |
 //!
 //! ```text
 //! pintle-bench run put --endpoints http://127.0.0.1:2379 --clients 100 --duration 10
@@ -17,15 +18,20 @@
 //! pintle-bench restart --pintle target/release/pintle --etcd /usr/bin/etcd --keys 1000000 --value-size 1024
 //! ```
 
+mod ceilings;
 mod compare;
 mod drive;
 mod echo;
 mod fill;
+mod marked;
 mod measure;
 mod node;
+mod plot;
 mod report;
 mod restart;
+mod scale;
 mod schedule;
+mod table;
 mod wire;
 mod workload;
 
@@ -55,15 +61,19 @@ enum Command {
     Load(Load),
     /// Runs workloads on Pintle and etcd in turn and prints the ratios.
     Compare(compare::Options),
+    /// Measures what gRPC alone and the disk alone can do.
+    Ceilings(ceilings::Options),
     /// Serves KV and Lease with answers made up, to see what gRPC alone takes.
     Echo(echo::Options),
+    /// Puts and gets in a large store: beside compactions, beside snapshots, and as it grows.
+    Scale(scale::Options),
     /// Loads both, stops them, and measures the restart.
     Restart(restart::Options),
 }
 
 #[derive(Args)]
 struct Run {
-    /// The workload, with its clients if you like: put, get, get-serializable, list, kube, watch, lease; `put:1000`.
+    /// The workload, with its clients if you like: `put:1000`. A name that does not exist lists them all.
     workload: Spec,
     #[command(flatten)]
     target: Target,
@@ -105,14 +115,20 @@ struct Target {
 }
 
 /// What the operations look like.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Shape {
-    /// Size of a value, bytes (kube: always at least 1024).
+    /// Size of a value, bytes (list, kube: always at least 1024).
     #[arg(long, default_value_t = 256)]
     pub value_size: usize,
     /// Keys the workload touches.
     #[arg(long, default_value_t = 10_000)]
     pub keys: usize,
+    /// Objects that kube-page lists.
+    #[arg(long, default_value_t = 100_000)]
+    pub objects: usize,
+    /// Puts in a transaction of txn-put.
+    #[arg(long, default_value_t = 8)]
+    pub txn_ops: usize,
     /// Take keys in order instead of at random.
     #[arg(long)]
     pub sequential: bool,
@@ -163,7 +179,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Compare(options) => compare::run(options).await,
+        Command::Ceilings(options) => ceilings::run(options).await,
         Command::Echo(options) => echo::run(options).await,
+        Command::Scale(options) => scale::run(options).await,
         Command::Restart(options) => restart::run(options).await,
     }
 }

@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proto::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest, watch_request::RequestUnion};
+use proto::etcdserverpb::{
+    PutRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, watch_request::RequestUnion,
+};
 use tonic::Status;
 
 use super::{KeySpace, Keys, encode, kv, prefix_end, value};
@@ -26,7 +28,7 @@ pub async fn run(watchers: usize, settings: &Settings, prefix: &str) -> anyhow::
     let mut clients: Vec<Box<dyn Client>> = Vec::new();
     for index in 0..streams {
         let share = (watchers + streams - 1 - index) / streams;
-        clients.push(Box::new(Watchers { prefix: prefix.to_string(), wanted: share, created: 0, epoch }));
+        clients.push(Box::new(Watchers::new(prefix, share, epoch)));
     }
     clients.push(Box::new(Writer {
         keys: KeySpace::new(prefix, settings.shape.keys, true).of(0),
@@ -36,12 +38,29 @@ pub async fn run(watchers: usize, settings: &Settings, prefix: &str) -> anyhow::
     drive::run(&Settings { connections: streams + 1, ..settings.clone() }, clients).await
 }
 
+/// A value that tells a watcher when its put was due.
+pub fn stamped(since_epoch: Duration, filler: &[u8]) -> Bytes {
+    [&micros(since_epoch).to_be_bytes(), filler].concat().into()
+}
+
 /// Several watchers on one stream.
-struct Watchers {
+pub struct Watchers {
     prefix: String,
     wanted: usize,
     created: usize,
     epoch: Instant,
+    /// How often the stream's progress is asked for, as Kubernetes does for lists from its cache.
+    progress_every: Option<Duration>,
+}
+
+impl Watchers {
+    pub fn new(prefix: &str, wanted: usize, epoch: Instant) -> Watchers {
+        Watchers { prefix: prefix.to_string(), wanted, created: 0, epoch, progress_every: None }
+    }
+
+    pub fn with_progress(self, every: Duration) -> Watchers {
+        Watchers { progress_every: Some(every), ..self }
+    }
 }
 
 /// What is needed of a WatchResponse.
@@ -79,6 +98,11 @@ impl<'a> Heard<'a> {
 
 impl Client for Watchers {
     fn request(&mut self, _due: Instant, message: &mut Vec<u8>) -> Call {
+        if self.created == self.wanted {
+            let progress = RequestUnion::ProgressRequest(WatchProgressRequest {});
+            encode(&WatchRequest { request_union: Some(progress) }, message);
+            return WATCH;
+        }
         let create = WatchCreateRequest {
             key: self.prefix.clone().into(),
             range_end: prefix_end(&self.prefix),
@@ -108,7 +132,11 @@ impl Client for Watchers {
                 return Ok(Answer::Next);
             }
         }
-        Ok(Answer::Listen)
+        // Without events, it is the answer to a request for progress, or the last creation.
+        match self.progress_every {
+            Some(every) if heard.events == 0 => Ok(Answer::After(every)),
+            _ => Ok(Answer::Listen),
+        }
     }
 
     fn background(&self) -> bool {
@@ -125,10 +153,8 @@ struct Writer {
 
 impl Client for Writer {
     fn request(&mut self, due: Instant, message: &mut Vec<u8>) -> Call {
-        let mut value = Vec::with_capacity(TIMESTAMP_BYTES + self.filler.len());
-        value.extend_from_slice(&micros(due.saturating_duration_since(self.epoch)).to_be_bytes());
-        value.extend_from_slice(&self.filler);
-        encode(&PutRequest { key: self.keys.pick(), value: value.into(), ..Default::default() }, message);
+        let value = stamped(due.saturating_duration_since(self.epoch), &self.filler);
+        encode(&PutRequest { key: self.keys.pick(), value, ..Default::default() }, message);
         kv::PUT
     }
 

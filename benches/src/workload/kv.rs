@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use proto::etcdserverpb::{PutRequest, RangeRequest};
+use proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request};
 use tonic::Status;
 
 use super::{Keys, encode, prefix_end, revision};
@@ -46,6 +46,41 @@ impl Client for Put {
         match revision(message) {
             0 => Err(wrong("a put without a revision")),
             _ => Ok(Answer::Done { put_bytes: self.put_bytes }),
+        }
+    }
+}
+
+/// Several puts in one transaction.
+pub struct TxnPut {
+    keys: Keys,
+    value: Bytes,
+    /// Ends the sequence of picks for one transaction: no key may be put twice in it.
+    operations: usize,
+    put_bytes: u64,
+}
+
+impl TxnPut {
+    pub fn new(keys: Keys, value: Bytes, operations: usize) -> TxnPut {
+        TxnPut { keys, value, operations, put_bytes: 0 }
+    }
+}
+
+impl Client for TxnPut {
+    fn request(&mut self, _due: Instant, message: &mut Vec<u8>) -> Call {
+        let first = self.keys.pick_index();
+        let keys = (0..self.operations).map(|offset| self.keys.at(first + offset));
+        let puts: Vec<PutRequest> =
+            keys.map(|key| PutRequest { key, value: self.value.clone(), ..Default::default() }).collect();
+        self.put_bytes = puts.iter().map(|put| (put.key.len() + put.value.len()) as u64).sum();
+        let success = puts.into_iter().map(|put| RequestOp { request: Some(Request::RequestPut(put)) }).collect();
+        encode(&TxnRequest { success, ..Default::default() }, message);
+        TXN
+    }
+
+    fn answer(&mut self, message: &[u8], _now: Instant, _recorder: &mut Recorder) -> Result<Answer, Status> {
+        match protobuf::all(message, 3).count() == self.operations {
+            true => Ok(Answer::Done { put_bytes: self.put_bytes }),
+            false => Err(wrong("a transaction did not answer each of its puts")),
         }
     }
 }
@@ -101,6 +136,81 @@ impl<'a> Listed<'a> {
             }
         }
         Ok(listed)
+    }
+}
+
+/// A hundred keys in one answer, from anywhere on.
+pub struct Range {
+    keys: Keys,
+    end: Bytes,
+}
+
+impl Range {
+    pub fn new(keys: Keys, prefix: &str) -> Range {
+        Range { keys, end: prefix_end(prefix) }
+    }
+}
+
+impl Client for Range {
+    fn request(&mut self, _due: Instant, message: &mut Vec<u8>) -> Call {
+        let (key, range_end) = (self.keys.pick(), self.end.clone());
+        encode(&RangeRequest { key, range_end, limit: 100, ..Default::default() }, message);
+        RANGE
+    }
+
+    fn answer(&mut self, message: &[u8], _now: Instant, _recorder: &mut Recorder) -> Result<Answer, Status> {
+        let listed = Listed::read(message)?;
+        if listed.keys != listed.count.min(100) || listed.keys == 0 || listed.more != (listed.count > 100) {
+            return Err(wrong(format!("{} keys listed of {}", listed.keys, listed.count)));
+        }
+        Ok(Answer::DONE)
+    }
+}
+
+/// All keys of a prefix at one revision, so many at a time: an operation is one page.
+pub struct Paged {
+    from: Bytes,
+    first: Bytes,
+    end: Bytes,
+    limit: i64,
+    revision: i64,
+    seen: i64,
+    expected: i64,
+}
+
+impl Paged {
+    pub fn new(prefix: &str, keys: usize, limit: i64) -> Paged {
+        let first = Bytes::from(prefix.to_string());
+        let (from, end) = (first.clone(), prefix_end(prefix));
+        Paged { from, first, end, limit, revision: 0, seen: 0, expected: keys as i64 }
+    }
+}
+
+impl Client for Paged {
+    fn request(&mut self, _due: Instant, message: &mut Vec<u8>) -> Call {
+        let (key, range_end) = (self.from.clone(), self.end.clone());
+        let request = RangeRequest { key, range_end, limit: self.limit, revision: self.revision, ..Default::default() };
+        encode(&request, message);
+        RANGE
+    }
+
+    fn answer(&mut self, message: &[u8], _now: Instant, _recorder: &mut Recorder) -> Result<Answer, Status> {
+        let listed = Listed::read(message)?;
+        let last = listed.last.and_then(|kv| protobuf::bytes(kv, 1)).ok_or_else(|| wrong("a page without keys"))?;
+        if listed.count != self.expected - self.seen {
+            return Err(wrong(format!("{} keys counted, {} put", listed.count + self.seen, self.expected)));
+        }
+        self.seen += listed.keys;
+        if listed.more {
+            self.revision = if self.revision == 0 { listed.revision } else { self.revision };
+            self.from = [last, b"\0"].concat().into();
+            return Ok(Answer::DONE);
+        }
+        if self.seen != self.expected {
+            return Err(wrong(format!("{} keys listed, {} put", self.seen, self.expected)));
+        }
+        (self.from, self.revision, self.seen) = (self.first.clone(), 0, 0);
+        Ok(Answer::DONE)
     }
 }
 
