@@ -1,5 +1,7 @@
-//! What this machine and this stack can do at most: gRPC without a store behind it, and the disk without anything before
-//! it. Every workload's share of that is what is left to win.
+//! What this machine and this stack can do at most: gRPC without a store behind it, RocksDB without anything before it,
+//! and the disk. Every workload's share of that is what is left to win.
+
+pub mod rocksdb;
 
 use std::{
     fs::File,
@@ -21,7 +23,7 @@ use crate::{
 
 /// What a put takes in a log besides key and value: a request's fields, the entry's head, a checksum.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
-const BATCH: usize = 100;
+pub const BATCH: usize = 100;
 
 #[derive(Args)]
 pub struct Options {
@@ -65,16 +67,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             measured.own_cpu_us_per_operation().map_or("-".to_string(), number),
         );
     }
-    for entries in [1, BATCH] {
-        let disk = append(&options.dir, options.shape.value_size, entries, options.duration)?;
-        println!(
-            "| append and fdatasync, {entries} puts of {} B a sync | {:.0} | {} | {} | - | - |",
-            options.shape.value_size,
-            disk.puts_per_second,
-            number(disk.p50_ms),
-            number(disk.p99_ms)
-        );
+    let size = options.shape.value_size;
+    for puts in [1, BATCH] {
+        let disk = append(&options.dir, size, puts, options.duration)?;
+        let (p50, p99) = (number(disk.p50_ms), number(disk.p99_ms));
+        let name = format!("append and fdatasync, puts of {size} B a sync: {puts}");
+        println!("| {name} | {:.0} | {p50} | {p99} | - | - |", disk.puts_per_second);
     }
+    let batches = rocksdb::write(&options.dir, size, BATCH, options.duration)?;
+    println!("| RocksDB, puts of {size} B a batch: {BATCH} | {batches:.0} | - | - | - | - |");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::{
     fmt,
     ops::RangeInclusive,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -58,6 +58,9 @@ impl Options {
 pub struct Filled {
     pub keys: usize,
     pub elapsed: Duration,
+    /// Keys per second while the first tenth of the keys was put, and the last.
+    pub first_tenth: f64,
+    pub last_tenth: f64,
     /// The revisions of the first and of the last transaction.
     pub revisions: RangeInclusive<i64>,
 }
@@ -95,6 +98,26 @@ pub fn kv(channel: Connection) -> KvClient<Connection> {
     KvClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
+/// When the first tenth of the keys was there, and when only the last was left.
+struct Tenths {
+    keys: usize,
+    put: AtomicUsize,
+    first: OnceLock<Instant>,
+    last: OnceLock<Instant>,
+}
+
+impl Tenths {
+    fn note(&self, keys: usize) {
+        let put = self.put.fetch_add(keys, Ordering::Relaxed) + keys;
+        if put * 10 >= self.keys {
+            self.first.get_or_init(Instant::now);
+        }
+        if put * 10 >= self.keys * 9 {
+            self.last.get_or_init(Instant::now);
+        }
+    }
+}
+
 /// Puts every key, or fails with the first error.
 pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<Filled> {
     anyhow::ensure!((1..=MAX_TXN_OPS).contains(&options.batch), "a batch has 1 to {MAX_TXN_OPS} keys");
@@ -102,11 +125,13 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
     let begin = Instant::now();
     let value = workload::value(options.value_size);
     let next = Arc::new(AtomicUsize::new(options.first));
+    let keys = options.keys.saturating_sub(options.first);
+    let tenths = Arc::new(Tenths { keys, put: AtomicUsize::new(0), first: OnceLock::new(), last: OnceLock::new() });
     let batch = options.batch_within(MAX_TXN_BYTES);
     let mut tasks = JoinSet::new();
     for client in 0..options.clients {
         let mut kv = kv(channels[client % channels.len()].clone());
-        let (next, value, options) = (next.clone(), value.clone(), options.clone());
+        let (next, tenths, value, options) = (next.clone(), tenths.clone(), value.clone(), options.clone());
         tasks.spawn(async move {
             let (mut low, mut high) = (i64::MAX, 0);
             loop {
@@ -124,6 +149,7 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
                 let answer = kv.txn(TxnRequest { success: puts.collect(), ..Default::default() }).await?.into_inner();
                 let revision = answer.header.unwrap_or_default().revision;
                 (low, high) = (low.min(revision), high.max(revision));
+                tenths.note(last - first);
             }
         });
     }
@@ -133,8 +159,11 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
         let (first, last) = result?;
         (low, high) = (low.min(first), high.max(last));
     }
-    let keys = options.keys.saturating_sub(options.first);
-    Ok(Filled { keys, elapsed: begin.elapsed(), revisions: low..=high })
+    let end = Instant::now();
+    let tenth = |from: Instant, to: Instant| keys as f64 / 10.0 / (to - from).as_secs_f64();
+    let first_tenth = tenth(begin, *tenths.first.get().unwrap_or(&end));
+    let last_tenth = tenth(*tenths.last.get().unwrap_or(&begin), end);
+    Ok(Filled { keys, elapsed: end - begin, first_tenth, last_tenth, revisions: low..=high })
 }
 
 #[cfg(test)]

@@ -120,8 +120,10 @@ fn each(measured: &Measured, value: fn(&Restart) -> f64) -> Vec<f64> {
     measured.restarts.iter().map(value).collect()
 }
 
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 13] = [
     Row { name: "load, keys/s", values: |m| vec![m.load.per_second()] },
+    Row { name: "first tenth of the load, keys/s", values: |m| vec![m.load.first_tenth] },
+    Row { name: "last tenth of the load, keys/s", values: |m| vec![m.load.last_tenth] },
     Row { name: "RSS after the load, MiB", values: |m| vec![mib(m.rss_loaded.rss_bytes)] },
     Row { name: "of it anonymous, MiB", values: |m| vec![mib(m.rss_loaded.anon_bytes)] },
     Row { name: "stop, s", values: |m| each(m, |r| r.stop.as_secs_f64()) },

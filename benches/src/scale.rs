@@ -101,7 +101,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     println!("### {}, {}\n\n{}", options.scale.title(), report::today(), report::machine(&common.dir));
     println!("| figure | Pintle | etcd | ratio |\n|---|---:|---:|---:|");
     for ((name, ours), (_, theirs)) in ours.iter().zip(&theirs) {
-        println!("| {name} | {} | {} | {} |", number(*ours), number(*theirs), number(ours / theirs));
+        let ratio = if *theirs > 0.0 { number(ours / theirs) } else { "-".to_string() };
+        println!("| {name} | {} | {} | {ratio} |", number(*ours), number(*theirs));
     }
     Ok(())
 }

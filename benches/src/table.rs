@@ -14,13 +14,17 @@ use crate::{
 pub struct Disk {
     one: Appended,
     hundred: Appended,
+    /// RocksDB's write batches, puts/s.
+    rocksdb: f64,
     value_size: usize,
 }
 
 impl Disk {
     pub fn measure(dir: &Path, value_size: usize, time: Duration) -> anyhow::Result<Disk> {
         let one = ceilings::append(dir, value_size, 1, time)?;
-        Ok(Disk { one, hundred: ceilings::append(dir, value_size, 100, time)?, value_size })
+        let hundred = ceilings::append(dir, value_size, ceilings::BATCH, time)?;
+        let rocksdb = ceilings::rocksdb::write(dir, value_size, ceilings::BATCH, time)?;
+        Ok(Disk { one, hundred, rocksdb, value_size })
     }
 }
 
@@ -135,25 +139,28 @@ fn disk(workloads: &[Spec], figures: &[Figures], disks: &[Disk]) -> String {
     let Some(first) = disks.first() else { return String::new() };
     let median = |value: fn(&Disk) -> f64| Spread::of(disks.iter().map(value)).map(|spread| spread.median);
     let (one, hundred) = (median(|d| d.one.puts_per_second), median(|d| d.hundred.puts_per_second));
+    let rocksdb = median(|d| d.rocksdb);
     let mut text = format!(
         "\nThe disk alone, appending what puts of {} B take in a log and syncing it: {} puts/s with a sync for each \
-         (p50 {} ms, p99 {} ms), {} puts/s with a sync for a hundred.\n\n\
-         | workload | share of the disk alone, Pintle / etcd |\n|---|---|\n",
+         (p50 {} ms, p99 {} ms), {} puts/s with a sync for a hundred. RocksDB alone, a hundred puts to a batch, not synced: \
+         {} puts/s.\n\n| workload | share of the disk alone, Pintle / etcd | share of RocksDB alone, Pintle |\n|---|---|---|\n",
         first.value_size,
         cell(one),
         cell(median(|d| d.one.p50_ms)),
         cell(median(|d| d.one.p99_ms)),
         cell(hundred),
+        cell(rocksdb),
     );
     for spec in workloads.iter().filter(|spec| spec.kind.is_put()) {
         let ceiling = if spec.clients == 1 { one } else { hundred };
         let rounds = Rounds::of(spec, figures);
-        let of = |system| {
-            let share = rounds.median(system, |f| Some(f.per_second)).zip(ceiling).map(|(rate, most)| rate / most);
+        let of = |system, most| {
+            let share = rounds.median(system, |f| Some(f.per_second)).zip(most).map(|(rate, most)| rate / most);
             share.map_or("-".to_string(), |share| format!("{:.0} %", share * 100.0))
         };
         let which = if spec.clients == 1 { "a sync for each" } else { "a sync for a hundred" };
-        text += &format!("| {spec}, {which} | {} / {} |\n", of(PINTLE), of(ETCD));
+        let (ours, theirs) = (of(PINTLE, ceiling), of(ETCD, ceiling));
+        text += &format!("| {spec}, {which} | {ours} / {theirs} | {} |\n", of(PINTLE, rocksdb));
     }
     text
 }
