@@ -74,7 +74,7 @@ fn put(key: &Bytes, value: &Bytes) -> Request {
     Request::RequestPut(PutRequest { key: key.clone(), value: value.clone(), ..Default::default() })
 }
 
-fn put_bytes(key: &Bytes, value: &Bytes) -> Answer {
+fn done(key: &Bytes, value: &Bytes) -> Answer {
     Answer::Done { put_bytes: (key.len() + value.len()) as u64 }
 }
 
@@ -147,7 +147,7 @@ impl Client for Objects {
             Doing::Create => {
                 let key = key(&self.prefix, self.created);
                 self.created += 1;
-                let answer = put_bytes(&key, &self.value);
+                let answer = done(&key, &self.value);
                 self.objects.push(Object { key, mod_revision: decided.revision });
                 Ok(answer)
             }
@@ -157,7 +157,7 @@ impl Client for Objects {
             Doing::Update { stale: true, .. } => Ok(Answer::DONE),
             Doing::Update { index, .. } => {
                 self.objects[index].mod_revision = decided.revision;
-                Ok(put_bytes(&self.objects[index].key, &self.value))
+                Ok(done(&self.objects[index].key, &self.value))
             }
             Doing::Delete { index } => {
                 self.objects.swap_remove(index);
@@ -254,7 +254,7 @@ impl Client for Events {
         if !Decided::read(message).succeeded {
             return Err(wrong("an event exists that nobody else could have created"));
         }
-        let answer = put_bytes(&key(&self.prefix, self.created), &self.value);
+        let answer = done(&key(&self.prefix, self.created), &self.value);
         self.created += 1;
         if self.created.is_multiple_of(EVENTS_PER_LEASE) {
             self.lease = None;

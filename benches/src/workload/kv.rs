@@ -54,7 +54,7 @@ impl Client for Put {
 pub struct TxnPut {
     keys: Keys,
     value: Bytes,
-    /// Ends the sequence of picks for one transaction: no key may be put twice in it.
+    /// Consecutive keys are put, for no key may be put twice in a transaction.
     operations: usize,
     put_bytes: u64,
 }
