@@ -1,7 +1,10 @@
-//! The state machine as openraft sees it: entries go to one thread, which applies them to the store.
+//! The state machine as openraft sees it: entries that are committed together are applied to the store in one batch.
 //!
-//! The thread is a plain one: the store blocks, and has no async. Entries that are committed together are applied in
-//! one batch.
+//! ```text
+//! batch ── brief, and RocksDB takes writes at once ──> applied where it is
+//!       └─ otherwise ───────────────────────────────> applied by a thread: the store blocks, and has no async
+//! ```
+//! Handing a batch to a thread and its answers back takes two wakeups, which is longer than most batches take.
 
 use std::{
     io,
@@ -14,9 +17,10 @@ use openraft::{
     OptionalSend, RaftSnapshotBuilder,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
+use parking_lot::Mutex;
 use proto::command::Outcome;
 use storage::{
-    Applied, Applier, LogEntry, StorageError, Store,
+    Applied, Applier, LogEntry, Prepared, StorageError, Store,
     host::{self, Worker},
     planted,
 };
@@ -44,13 +48,23 @@ pub enum SnapshotData {
 type Answers = Vec<(ApplyResponder<TypeConfig>, Outcome)>;
 
 enum Job {
-    Apply(Vec<EntryResponder<TypeConfig>>, oneshot::Sender<Result<Answers, StorageError>>),
+    Apply(Batch, oneshot::Sender<Result<Answers, StorageError>>),
     Install(PathBuf, oneshot::Sender<Result<Applied, io::Error>>),
+}
+
+/// Entries that are to be applied, with who waits for each.
+struct Batch {
+    prepared: Prepared<'static>,
+    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    last: u64,
+    /// The members there are then, where that changes.
+    roster: Option<Arc<Roster>>,
 }
 
 pub struct StateMachine {
     store: Store,
     log: Log,
+    state: Arc<Mutex<Changing>>,
     jobs: mpsc::Sender<Job>,
     _worker: Worker,
     /// [`Log::appended_bytes`] when the store was flushed last.
@@ -66,16 +80,18 @@ impl StateMachine {
         roster: watch::Sender<Arc<Roster>>,
     ) -> io::Result<Self> {
         let (jobs, mut received) = mpsc::channel(4);
-        let mut thread = ApplyThread { store: store.clone(), applier: store.applier(), progress, roster };
+        let state = Changing { store: store.clone(), applier: store.applier(), progress, roster };
+        let state = Arc::new(Mutex::new(state));
+        let of_worker = state.clone();
         let worker = host::worker("apply", async move {
             while let Some(job) = received.recv().await {
                 match job {
-                    Job::Apply(entries, done) => drop(done.send(thread.apply(entries))),
-                    Job::Install(dir, done) => drop(done.send(thread.install(&dir))),
+                    Job::Apply(batch, done) => drop(done.send(of_worker.lock().apply(batch))),
+                    Job::Install(dir, done) => drop(done.send(of_worker.lock().install(&dir))),
                 }
             }
         })?;
-        Ok(StateMachine { store, log, jobs, _worker: worker, flushed_at: 0 })
+        Ok(StateMachine { store, log, state, jobs, _worker: worker, flushed_at: 0 })
     }
 
     /// What others have committed may not be in the own log yet. The store must not have it before: it may be flushed at
@@ -83,10 +99,26 @@ impl StateMachine {
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> Result<(), io::Error> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         self.log.wait_written(last.log_id.index).await.map_err(io::Error::other)?;
-        let answers = self.run(|done| Job::Apply(batch, done)).await?.map_err(io::Error::other)?;
+        let batch = self.prepare(batch).map_err(io::Error::other)?;
+        let answers = if batch.prepared.is_brief() && !self.store.writes_wait() {
+            self.state.lock().apply(batch)
+        } else {
+            self.run(|done| Job::Apply(batch, done)).await?
+        };
+        let answers = answers.map_err(io::Error::other)?;
         // From here, and not from the thread: one thread wakes the other once for all of them.
         answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
         Ok(())
+    }
+
+    fn prepare(&self, entries: Vec<EntryResponder<TypeConfig>>) -> Result<Batch, StorageError> {
+        let before = self.state.lock().roster.borrow().clone();
+        let mut roster = before.clone();
+        let last = entries.last().map_or(0, |(entry, _)| position(entry.log_id.index));
+        let (entries, responders): (Vec<LogEntry>, Vec<_>) =
+            entries.into_iter().map(|(entry, responder)| (to_log_entry(entry, &mut roster), responder)).unzip();
+        let roster = (!Arc::ptr_eq(&before, &roster)).then_some(roster);
+        Ok(Batch { prepared: self.store.prepare(entries)?, responders, last, roster })
     }
 
     async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, io::Error> {
@@ -97,23 +129,19 @@ impl StateMachine {
     }
 }
 
-/// What the one thread that changes the store holds.
-struct ApplyThread {
+/// What changes the store, and is told of it.
+struct Changing {
     store: Store,
     applier: Applier,
     progress: watch::Sender<u64>,
     roster: watch::Sender<Arc<Roster>>,
 }
 
-impl ApplyThread {
-    fn apply(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> Result<Answers, StorageError> {
-        let before = self.roster.borrow().clone();
-        let mut roster = before.clone();
-        let (entries, responders): (Vec<LogEntry>, Vec<Option<ApplyResponder<TypeConfig>>>) =
-            entries.into_iter().map(|(entry, responder)| (to_log_entry(entry, &mut roster), responder)).unzip();
-        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(Vec::new()) };
-        let outcomes = self.applier.apply(&entries)?;
-        if !Arc::ptr_eq(&before, &roster) {
+impl Changing {
+    fn apply(&mut self, batch: Batch) -> Result<Answers, StorageError> {
+        let Batch { prepared, responders, last, roster } = batch;
+        let outcomes = self.applier.apply_prepared(prepared)?;
+        if let Some(roster) = roster {
             self.roster.send_replace(roster);
         }
         self.progress.send_replace(last);

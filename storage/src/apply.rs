@@ -13,7 +13,7 @@
 //! Then readers see the new state, the observer is told, and the outcomes are returned: in this order. Apply is a
 //! function of state and command: no clock, no random number, nothing that differs between members.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -42,7 +42,7 @@ use crate::{
     keys,
     lease::{self, LeaseInfo},
     planted,
-    range::{Failed, Snapshot},
+    range::{Failed, Pending, Snapshot},
     record::{self, EventRecord},
     stats::{self, Work},
     store::{Applied, Inner, State, Versions, View, meta},
@@ -51,6 +51,9 @@ use crate::{
 
 /// Longest TTL etcd grants, seconds. (etcd: `server/lease/lessor.go`, MaxLeaseTTL.)
 const LEASE_TTL_MAX: i64 = 9_000_000_000;
+
+/// A batch that touches no more keys than this is soon applied.
+const BRIEF_KEYS_MAX: usize = 64;
 
 /// One entry of the Raft log.
 #[derive(Debug, Clone)]
@@ -75,6 +78,38 @@ pub struct Applier {
     inner: Arc<Inner>,
 }
 
+/// Entries as they are to be applied: decoded.
+pub struct Prepared<'a> {
+    entries: Cow<'a, [LogEntry]>,
+    /// Of each entry that is a command.
+    commands: Vec<Option<(Op, Option<AuthInfo>)>>,
+}
+
+impl<'a> Prepared<'a> {
+    /// # Errors
+    /// When an entry of the log does not decode.
+    pub(crate) fn new(entries: Cow<'a, [LogEntry]>, inner: &Inner) -> Result<Prepared<'a>, StorageError> {
+        let decode = |entry: &LogEntry| {
+            let Payload::Command(command) = &entry.payload else { return Ok(None) };
+            let command = Command::decode(command.clone()).ok();
+            let command = command.and_then(|command| Some((command.op?, command.auth)));
+            let unknown = || {
+                let detail = format!("entry {} of the log holds no command known here", entry.index);
+                StorageError::damaged(&inner.dir, detail)
+            };
+            command.map(Some).ok_or_else(unknown)
+        };
+        let commands = entries.iter().map(decode).collect::<Result<_, _>>()?;
+        Ok(Prepared { entries, commands })
+    }
+
+    /// Whether this is soon done, in about half a millisecond: there are few commands, and none goes over a range.
+    pub fn is_brief(&self) -> bool {
+        let commands = self.commands.iter().map(|command| command.as_ref().map_or(Some(0), |(op, _)| txn::keys_of(op)));
+        commands.sum::<Option<usize>>().is_some_and(|keys| keys <= BRIEF_KEYS_MAX)
+    }
+}
+
 impl Applier {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         Applier { inner }
@@ -88,6 +123,19 @@ impl Applier {
     /// # Panics
     /// When an entry has been applied already.
     pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Outcome>, StorageError> {
+        let prepared = Prepared::new(entries.into(), &self.inner)?;
+        self.apply_prepared(prepared)
+    }
+
+    /// The same with what was prepared before.
+    ///
+    /// # Errors
+    /// When this node cannot go on: its disk failed.
+    ///
+    /// # Panics
+    /// When an entry has been applied already.
+    pub fn apply_prepared(&mut self, prepared: Prepared<'_>) -> Result<Vec<Outcome>, StorageError> {
+        let Prepared { entries, commands } = prepared;
         let began = Instant::now();
         self.inner.compactor.check()?;
         let mut state = self.inner.state.lock();
@@ -96,22 +144,17 @@ impl Applier {
             inner: &self.inner,
             state: &mut state,
             writes: WriteBatch::default(),
-            pending: HashMap::new(),
+            pending: Pending::default(),
             change: Change::default(),
             compactions: Vec::new(),
         };
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut revisions = Vec::with_capacity(entries.len());
-        for entry in entries {
+        for (entry, command) in std::iter::zip(&*entries, commands) {
             assert!(entry.index > applied.index, "entry {} applied after {}", entry.index, applied.index);
             let outcome = match &entry.payload {
-                Payload::Command(command) => {
-                    let command = Command::decode(command.clone()).ok();
-                    let command = command.and_then(|command| Some((command.op?, command.auth)));
-                    let (op, auth) = command.ok_or_else(|| {
-                        let detail = format!("entry {} of the log holds no command known here", entry.index);
-                        StorageError::damaged(&self.inner.dir, detail)
-                    })?;
+                Payload::Command(_) => {
+                    let (op, auth) = command.expect("a command was decoded");
                     // A scan of the past sees what is written only: what the entries before this one did must be.
                     if matches!(&op, Op::Txn(txn) if txn::reads_history(txn, batch.state.revision)) {
                         batch.write(&applied)?;
@@ -130,7 +173,7 @@ impl Applier {
             revisions.push(batch.state.revision);
         }
         batch.write(&applied)?;
-        self.inner.options.observer.logged(entries, &revisions);
+        self.inner.options.observer.logged(&entries, &revisions);
         let entries = entries.len();
         self.inner.options.observer.took(Work::Batch { entries }, began.elapsed());
         Ok(outcomes)
@@ -143,7 +186,7 @@ struct Batch<'a> {
     state: &'a mut State,
     writes: WriteBatch,
     /// Versions in `writes`, which RocksDB does not know yet.
-    pending: HashMap<Revision, KeyValue>,
+    pending: Pending,
     change: Change,
     /// Compactions to begin, with the state before where it is to be hashed.
     compactions: Vec<(i64, Option<Arc<View>>)>,
@@ -277,7 +320,10 @@ impl Batch<'_> {
         let before = self.snapshot();
         let path = Path::choose(&before, request)?;
         txn::check(request, &path, &before, &|id| self.inner.leases.read().get(id).is_some())?;
-        let mut write = Write::begin(self);
+        let mut write = match txn::reads_history(request, i64::MAX) {
+            true => Write::begin_with_history(self),
+            false => Write::begin(self),
+        };
         let mut response = write.txn(request, &path)?;
         let revision = write.end();
         self.inner.counters.add_txn(request, &response);
@@ -420,8 +466,8 @@ impl Batch<'_> {
 /// One transaction's changes, all at one revision.
 struct Write<'w, 'b> {
     batch: &'w mut Batch<'b>,
-    /// The state before, which a range at a given revision reads.
-    before: Index,
+    /// The state before, which a range at a given revision reads, where there is one.
+    before: Option<Index>,
     /// The revision the first change makes.
     revision: i64,
     changes: i64,
@@ -429,8 +475,14 @@ struct Write<'w, 'b> {
 
 impl<'w, 'b> Write<'w, 'b> {
     fn begin(batch: &'w mut Batch<'b>) -> Self {
-        let (before, revision) = (batch.state.index.clone(), batch.state.revision + 1);
-        Write { batch, before, revision, changes: 0 }
+        let revision = batch.state.revision + 1;
+        Write { batch, before: None, revision, changes: 0 }
+    }
+
+    /// One that may read at a given revision. The index before is kept, and so copied where it changes.
+    fn begin_with_history(batch: &'w mut Batch<'b>) -> Self {
+        let before = Some(batch.state.index.clone());
+        Write { before, ..Write::begin(batch) }
     }
 
     /// The current revision, as the transaction itself sees it.
@@ -478,7 +530,11 @@ impl<'w, 'b> Write<'w, 'b> {
         }
         let snapshot = match range.revision {
             ..=0 => Snapshot { revision: self.current(), ..now },
-            _ => Snapshot { index: &self.before, revision: self.revision - 1, ..now },
+            _ => {
+                let before =
+                    self.before.as_ref().expect("a transaction that reads at a revision keeps the index before");
+                Snapshot { index: before, revision: self.revision - 1, ..now }
+            }
         };
         let mut response = snapshot.range(range)?;
         response.header = header(self.current());
@@ -529,7 +585,7 @@ impl<'w, 'b> Write<'w, 'b> {
             leases.attach(key.clone(), entry.lease);
         }
         state.index.insert(key, entry);
-        pending.insert(revision, kv.clone());
+        pending.push(revision, kv.clone());
         change.events.push(Arc::new(Event::put(revision, kv, prev)));
         Ok(PutResponse { header: header(revision.main), prev_kv: before.filter(|_| put.prev_kv) })
     }

@@ -104,6 +104,12 @@ impl Db {
         record::decode_version(at, value, Bytes::copy_from_slice(key)).map_err(|e| self.damaged(DATA, at, e))
     }
 
+    /// Whether RocksDB makes writers wait, or stops them.
+    pub fn writes_wait(&self) -> bool {
+        let is_set = |name: &str| self.raw.property_int_value(name).is_ok_and(|value| value.is_some_and(|n| n > 0));
+        is_set("rocksdb.is-write-stopped") || is_set("rocksdb.actual-delayed-write-rate")
+    }
+
     /// Writes atomically. The Raft log is the durable log: RocksDB keeps none.
     pub fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();

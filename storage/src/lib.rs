@@ -55,7 +55,7 @@ mod stream;
 mod table;
 mod txn;
 
-pub use apply::{Applier, LogEntry, Payload};
+pub use apply::{Applier, LogEntry, Payload, Prepared};
 pub use auth::{AuthChange, AuthState, ROOT, Right};
 pub use compact::Pace;
 pub use error::{ReadError, StorageError};

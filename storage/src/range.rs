@@ -3,8 +3,6 @@
 //! At the current revision the key index answers everything but the values: the count, the order by any number, keys
 //! only. At an older revision the `data` column family is scanned, where the versions of a key stand newest first.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use proto::{
     EtcdError, KeyRange, Revision,
@@ -33,7 +31,31 @@ pub(crate) struct Snapshot<'a> {
     pub revision: i64,
     pub compacted: i64,
     /// Versions that are not in `db` yet.
-    pub pending: Option<&'a HashMap<Revision, KeyValue>>,
+    pub pending: Option<&'a Pending>,
+}
+
+/// Versions of one batch, by revision.
+#[derive(Default)]
+pub(crate) struct Pending(Vec<(Revision, KeyValue)>);
+
+impl Pending {
+    /// Adds one that is newer than all before.
+    pub fn push(&mut self, revision: Revision, kv: KeyValue) {
+        self.0.push((revision, kv));
+    }
+
+    fn get(&self, revision: Revision) -> Option<&KeyValue> {
+        let at = self.0.binary_search_by_key(&revision, |(at, _)| *at).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// Why a range on a [`Snapshot`] has no result.
@@ -130,7 +152,7 @@ impl Snapshot<'_> {
 
     /// The value of a version that the index names.
     pub fn version(&self, key: &[u8], at: Revision) -> Result<KeyValue, Failed> {
-        if let Some(kv) = self.pending.and_then(|pending| pending.get(&at)) {
+        if let Some(kv) = self.pending.and_then(|pending| pending.get(at)) {
             return Ok(kv.clone());
         }
         let missing = || Failed::Missing { key: Bytes::copy_from_slice(key), revision: at };
@@ -181,7 +203,7 @@ impl Snapshot<'_> {
         limit: usize,
         mut visit: impl FnMut(KeyValue, Revision),
     ) -> Result<(), StorageError> {
-        debug_assert!(self.pending.is_none_or(HashMap::is_empty), "a scan sees what is written only");
+        debug_assert!(self.pending.is_none_or(Pending::is_empty), "a scan sees what is written only");
         let mut cursor = self.db.cursor(DATA);
         cursor.seek(&keys::data_prefix(range.start()));
         let mut left = limit;
@@ -218,7 +240,7 @@ impl Snapshot<'_> {
         }
         let mut cursor = self.db.cursor(DATA);
         for found in found.iter_mut().filter(|found| !found.has_value) {
-            if let Some(kv) = self.pending.and_then(|pending| pending.get(&found.at)) {
+            if let Some(kv) = self.pending.and_then(|pending| pending.get(found.at)) {
                 found.kv = kv.clone();
             } else {
                 let wanted = keys::data_key(&found.kv.key, found.at);

@@ -18,7 +18,7 @@ use proto::{
 };
 
 use crate::{
-    apply::Applier,
+    apply::{Applier, LogEntry, Prepared},
     auth::AuthState,
     compact::{Compactor, Pace},
     db::{ALARM, Db, LEASE, MEMBER, META},
@@ -170,6 +170,19 @@ impl Store {
     /// The one that changes the store. There must be one only.
     pub fn applier(&self) -> Applier {
         Applier::new(self.inner.clone())
+    }
+
+    /// Decodes entries that are to be applied.
+    ///
+    /// # Errors
+    /// When one does not decode.
+    pub fn prepare(&self, entries: Vec<LogEntry>) -> Result<Prepared<'static>, StorageError> {
+        Prepared::new(entries.into(), &self.inner)
+    }
+
+    /// Whether a write would have to wait for RocksDB: what was written before is not on its way to the disk fast enough.
+    pub fn writes_wait(&self) -> bool {
+        self.inner.state.lock().db.writes_wait()
     }
 
     pub fn applied(&self) -> Applied {

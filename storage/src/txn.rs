@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 
 use proto::{
     EtcdError, KeyRange, LeaseId,
+    command::command::Op,
     etcdserverpb::{
         Compare, PutRequest, RangeRequest, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
         compare::{CompareResult, CompareTarget, TargetUnion},
@@ -105,6 +106,28 @@ pub(crate) fn reads_history(txn: &TxnRequest, revision: i64) -> bool {
         Some(Request::RequestTxn(txn)) => reads_history(txn, revision),
         _ => false,
     })
+}
+
+/// The number of keys that a command touches at most; None where that cannot be seen without the store.
+pub(crate) fn keys_of(op: &Op) -> Option<usize> {
+    match op {
+        Op::Put(_) | Op::LeaseGrant(_) => Some(1),
+        Op::DeleteRange(delete) => delete.range_end.is_empty().then_some(1),
+        Op::Txn(txn) => keys_of_txn(txn),
+        _ => None,
+    }
+}
+
+fn keys_of_txn(txn: &TxnRequest) -> Option<usize> {
+    let compared = txn.compare.iter().map(|compare| compare.range_end.is_empty().then_some(1));
+    let done = txn.success.iter().chain(&txn.failure).map(|op| match &op.request {
+        Some(Request::RequestRange(range)) => (range.range_end.is_empty() && range.revision <= 0).then_some(1),
+        Some(Request::RequestPut(_)) => Some(1),
+        Some(Request::RequestDeleteRange(delete)) => delete.range_end.is_empty().then_some(1),
+        Some(Request::RequestTxn(txn)) => keys_of_txn(txn),
+        None => Some(0),
+    });
+    compared.chain(done).sum()
 }
 
 /// Executes a transaction that has ranges only.
