@@ -38,7 +38,7 @@ use crate::{
     db::{ALARM, DATA, EVENTS, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
     event::{Change, Event, LeaseChange},
-    index::{Entry, Index, Key},
+    index::{Entry, Index},
     keys,
     lease::{self, LeaseInfo},
     planted,
@@ -542,15 +542,13 @@ impl<'w, 'b> Write<'w, 'b> {
     }
 
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, Failed> {
-        let existing = self.batch.state.index.find(&put.key).map(|(key, entry)| (key.clone(), *entry));
-        let before = match &existing {
-            Some((key, entry)) if put.prev_kv || put.ignore_value => {
-                Some(self.batch.snapshot().version(key, entry.mod_revision)?)
+        let entry_before = self.batch.state.index.get(&put.key).copied();
+        let before = match entry_before {
+            Some(entry) if put.prev_kv || put.ignore_value => {
+                Some(self.batch.snapshot().version(&put.key, entry.mod_revision)?)
             }
             _ => None,
         };
-        let entry_before = existing.as_ref().map(|(_, entry)| *entry);
-        let key: Key = existing.map_or_else(|| put.key.as_ref().into(), |(key, _)| key);
         let revision = self.next_revision();
         let entry = Entry {
             mod_revision: revision,
@@ -580,11 +578,11 @@ impl<'w, 'b> Write<'w, 'b> {
         if lease_before != entry.lease {
             let mut leases = inner.leases.write();
             if !planted!(OldLeaseKeepsKey) {
-                leases.detach(&key, lease_before);
+                leases.detach(&put.key, lease_before);
             }
-            leases.attach(key.clone(), entry.lease);
+            leases.attach(&put.key, entry.lease);
         }
-        state.index.insert(key, entry);
+        state.index.insert(&put.key, entry);
         pending.push(revision, kv.clone());
         change.events.push(Arc::new(Event::put(revision, kv, prev)));
         Ok(PutResponse { header: header(revision.main), prev_kv: before.filter(|_| put.prev_kv) })
@@ -597,7 +595,8 @@ impl<'w, 'b> Write<'w, 'b> {
             let DeleteRangeRequest { key, range_end, .. } = delete.clone();
             prev_kvs = self.range(&RangeRequest { key, range_end, ..Default::default() })?.kvs;
         }
-        let keys: Vec<Key> = self.batch.state.index.range(&range).map(|(key, _)| key.clone()).collect();
+        let keys = self.batch.state.index.range(&range);
+        let keys: Vec<Bytes> = keys.map(|(key, _)| Bytes::copy_from_slice(key)).collect();
         for key in &keys {
             self.delete(key)?;
         }
@@ -605,7 +604,7 @@ impl<'w, 'b> Write<'w, 'b> {
     }
 
     /// Deletes a key that exists.
-    fn delete(&mut self, key: &Key) -> Result<(), StorageError> {
+    fn delete(&mut self, key: &[u8]) -> Result<(), StorageError> {
         let revision = self.next_revision();
         let Batch { inner, state, writes, change, .. } = &mut *self.batch;
         let before = state.index.remove(key).expect("only keys of the index are deleted");

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Nodes are shared and copied on write: a reader clones the root, which is a pointer, and reads that state undisturbed
-//! while the one writer goes on. A write copies the nodes on its path that a reader still holds, and no others.
+//! while the one writer goes on. A write copies the nodes on its path that a reader still holds, and no others. So the
+//! keys of a node stand in one piece of memory: pointers to them would all have to be followed to copy it.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -20,8 +21,6 @@ use proto::{KeyRange, Revision};
 const WIDTH: usize = 32;
 /// A node with fewer is merged into its neighbour when both fit into one.
 const SPARSE: usize = WIDTH / 4;
-
-pub(crate) type Key = Arc<[u8]>;
 
 /// A living key's current version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +32,30 @@ pub(crate) struct Entry {
     pub lease: i64,
 }
 
+/// Keys in ascending order, one behind the other.
+#[derive(Debug, Clone, Default)]
+struct Keys {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<u32>,
+}
+
+/// A node of keys, and what belongs to each.
+#[derive(Debug, Clone)]
+struct Table<T> {
+    keys: Keys,
+    values: Vec<T>,
+}
+
 #[derive(Debug, Clone)]
 enum Node {
-    Leaf(Vec<(Key, Entry)>),
-    Inner(Vec<Child>),
+    Leaf(Table<Entry>),
+    /// A child's key is not greater than any key below it, and greater than every key before.
+    Inner(Table<Child>),
 }
 
 #[derive(Debug, Clone)]
 struct Child {
-    /// Not greater than any key below, greater than every key before.
-    first: Key,
     count: usize,
     node: Arc<Node>,
 }
@@ -55,29 +68,33 @@ pub(crate) struct Index {
 
 impl Default for Index {
     fn default() -> Self {
-        Index { root: Arc::new(Node::Leaf(Vec::new())) }
+        Index { root: Arc::new(Node::Leaf(Table::new())) }
     }
 }
 
 impl Index {
     /// Builds an index of keys in ascending order, none twice.
-    pub fn from_sorted(keys: impl IntoIterator<Item = (Key, Entry)>) -> Self {
-        let mut leaf = Vec::with_capacity(WIDTH);
-        let mut level: Vec<Child> = Vec::new();
-        for pair in keys {
-            leaf.push(pair);
+    pub fn from_sorted<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = (K, Entry)>) -> Self {
+        let mut leaf = Table::new();
+        let mut level = Vec::new();
+        for (key, entry) in keys {
+            leaf.push(key.as_ref(), entry);
             if leaf.len() == WIDTH {
-                level.push(Child::of(Node::Leaf(std::mem::replace(&mut leaf, Vec::with_capacity(WIDTH)))));
+                level.push(Child::of(Node::Leaf(std::mem::replace(&mut leaf, Table::new()))));
             }
         }
-        if !leaf.is_empty() || level.is_empty() {
-            if level.is_empty() {
-                return Index { root: Arc::new(Node::Leaf(leaf)) };
-            }
+        if leaf.len() > 0 || level.is_empty() {
             level.push(Child::of(Node::Leaf(leaf)));
         }
         while level.len() > 1 {
-            level = level.chunks(WIDTH).map(|children| Child::of(Node::Inner(children.to_vec()))).collect();
+            let mut above = Vec::with_capacity(level.len().div_ceil(WIDTH));
+            let mut below = level.into_iter().peekable();
+            while below.peek().is_some() {
+                let mut inner = Table::new();
+                below.by_ref().take(WIDTH).for_each(|child| inner.push_child(child));
+                above.push(Child::of(Node::Inner(inner)));
+            }
+            level = above;
         }
         Index { root: level.remove(0).node }
     }
@@ -87,30 +104,25 @@ impl Index {
     }
 
     pub fn get(&self, key: &[u8]) -> Option<&Entry> {
-        self.find(key).map(|(_, entry)| entry)
-    }
-
-    /// The entry with the key as the index holds it, which is cheap to clone.
-    pub fn find(&self, key: &[u8]) -> Option<(&Key, &Entry)> {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(pairs) => {
-                    let at = search(pairs, key).ok()?;
-                    return Some((&pairs[at].0, &pairs[at].1));
-                }
-                Node::Inner(children) => node = &children[child_of(children, key)].node,
+                Node::Leaf(leaf) => return leaf.keys.search(key).ok().map(|at| &leaf.values[at]),
+                Node::Inner(inner) => node = &inner.values[inner.below(key)].node,
             }
         }
     }
 
     /// Sets the entry of `key`; returns the one before.
-    pub fn insert(&mut self, key: Key, entry: Entry) -> Option<Entry> {
+    pub fn insert(&mut self, key: &[u8], entry: Entry) -> Option<Entry> {
         let root = Arc::make_mut(&mut self.root);
         let (before, split) = root.insert(key, entry);
         if let Some(right) = split {
-            let left = std::mem::replace(root, Node::Leaf(Vec::new()));
-            *root = Node::Inner(vec![Child::of(left), right]);
+            let left = std::mem::replace(root, Node::Leaf(Table::new()));
+            let mut inner = Table::new();
+            inner.push_child(Child::of(left));
+            inner.push_child(right);
+            *root = Node::Inner(inner);
         }
         before
     }
@@ -145,11 +157,11 @@ impl Index {
         let mut rank = 0;
         loop {
             match node {
-                Node::Leaf(pairs) => return rank + search(pairs, key).unwrap_or_else(|at| at),
-                Node::Inner(children) => {
-                    let at = child_of(children, key);
-                    rank += children[..at].iter().map(|child| child.count).sum::<usize>();
-                    node = &children[at].node;
+                Node::Leaf(leaf) => return rank + leaf.keys.search(key).unwrap_or_else(|at| at),
+                Node::Inner(inner) => {
+                    let at = inner.below(key);
+                    rank += inner.values[..at].iter().map(|child| child.count).sum::<usize>();
+                    node = &inner.values[at].node;
                 }
             }
         }
@@ -161,56 +173,178 @@ impl Index {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(pairs) => {
-                    iter.path.push((node, search(pairs, range.start()).unwrap_or_else(|at| at)));
+                Node::Leaf(leaf) => {
+                    iter.path.push((node, leaf.keys.search(range.start()).unwrap_or_else(|at| at)));
                     return iter;
                 }
-                Node::Inner(children) => {
-                    let at = child_of(children, range.start());
+                Node::Inner(inner) => {
+                    let at = inner.below(range.start());
                     iter.path.push((node, at + 1));
-                    node = &children[at].node;
+                    node = &inner.values[at].node;
                 }
             }
         }
     }
 }
 
+impl Keys {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn get(&self, at: usize) -> &[u8] {
+        &self.bytes[self.start(at)..self.start(at + 1)]
+    }
+
+    /// Where the key at `at` begins.
+    fn start(&self, at: usize) -> usize {
+        at.checked_sub(1).map_or(0, |before| self.ends[before] as usize)
+    }
+
+    fn search(&self, key: &[u8]) -> Result<usize, usize> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let at = (low + high) / 2;
+            match self.get(at).cmp(key) {
+                Ordering::Less => low = at + 1,
+                Ordering::Greater => high = at,
+                Ordering::Equal => return Ok(at),
+            }
+        }
+        Err(low)
+    }
+
+    fn insert(&mut self, at: usize, key: &[u8]) {
+        let start = self.start(at);
+        self.ends.insert(at, start as u32);
+        self.replace(at, key);
+    }
+
+    fn remove(&mut self, at: usize) {
+        self.replace(at, &[]);
+        self.ends.remove(at);
+    }
+
+    fn replace(&mut self, at: usize, key: &[u8]) {
+        let (start, end) = (self.start(at), self.start(at + 1));
+        self.bytes.splice(start..end, key.iter().copied());
+        for moved in &mut self.ends[at..] {
+            *moved = *moved - (end - start) as u32 + key.len() as u32;
+        }
+    }
+
+    fn split_off(&mut self, at: usize) -> Keys {
+        let start = self.start(at);
+        let mut ends = self.ends.split_off(at);
+        ends.iter_mut().for_each(|end| *end -= start as u32);
+        Keys { bytes: self.bytes.split_off(start), ends }
+    }
+
+    fn append(&mut self, other: &Keys) {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&other.bytes);
+        self.ends.extend(other.ends.iter().map(|end| start + end));
+    }
+}
+
+impl<T> Table<T> {
+    fn new() -> Self {
+        Table { keys: Keys::default(), values: Vec::new() }
+    }
+
+    fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Adds what comes behind all.
+    fn push(&mut self, key: &[u8], value: T) {
+        self.insert(self.len(), key, value);
+    }
+
+    fn insert(&mut self, at: usize, key: &[u8], value: T) {
+        self.keys.insert(at, key);
+        self.values.insert(at, value);
+    }
+
+    fn remove(&mut self, at: usize) -> T {
+        self.keys.remove(at);
+        self.values.remove(at)
+    }
+
+    fn split_off(&mut self, at: usize) -> Self {
+        Table { keys: self.keys.split_off(at), values: self.values.split_off(at) }
+    }
+
+    fn append(&mut self, other: Self) {
+        self.keys.append(&other.keys);
+        self.values.extend(other.values);
+    }
+}
+
+impl Table<Child> {
+    /// The child below which `key` stands, or would.
+    fn below(&self, key: &[u8]) -> usize {
+        match self.keys.search(key) {
+            Ok(at) => at,
+            Err(at) => at.saturating_sub(1),
+        }
+    }
+
+    /// Adds a child that comes behind all.
+    fn push_child(&mut self, child: Child) {
+        self.insert_child(self.len(), child);
+    }
+
+    fn insert_child(&mut self, at: usize, child: Child) {
+        self.keys.insert(at, child.node.first());
+        self.values.insert(at, child);
+    }
+}
+
 impl Node {
     fn count(&self) -> usize {
         match self {
-            Node::Leaf(pairs) => pairs.len(),
-            Node::Inner(children) => children.iter().map(|child| child.count).sum(),
+            Node::Leaf(leaf) => leaf.len(),
+            Node::Inner(inner) => inner.values.iter().map(|child| child.count).sum(),
         }
     }
 
     fn width(&self) -> usize {
         match self {
-            Node::Leaf(pairs) => pairs.len(),
-            Node::Inner(children) => children.len(),
+            Node::Leaf(leaf) => leaf.len(),
+            Node::Inner(inner) => inner.len(),
+        }
+    }
+
+    /// Its first key.
+    fn first(&self) -> &[u8] {
+        match self {
+            Node::Leaf(leaf) => leaf.keys.get(0),
+            Node::Inner(inner) => inner.keys.get(0),
         }
     }
 
     /// Inserts below this node; the second result is its new right neighbour when it had to be split.
-    fn insert(&mut self, key: Key, entry: Entry) -> (Option<Entry>, Option<Child>) {
+    fn insert(&mut self, key: &[u8], entry: Entry) -> (Option<Entry>, Option<Child>) {
         let before = match self {
-            Node::Leaf(pairs) => match search(pairs, &key) {
-                Ok(at) => return (Some(std::mem::replace(&mut pairs[at].1, entry)), None),
+            Node::Leaf(leaf) => match leaf.keys.search(key) {
+                Ok(at) => return (Some(std::mem::replace(&mut leaf.values[at], entry)), None),
                 Err(at) => {
-                    pairs.insert(at, (key, entry));
+                    leaf.insert(at, key, entry);
                     None
                 }
             },
-            Node::Inner(children) => {
-                let at = child_of(children, &key);
-                let child = &mut children[at];
-                if key < child.first {
-                    child.first = key.clone();
+            Node::Inner(inner) => {
+                let at = inner.below(key);
+                if key < inner.keys.get(at) {
+                    inner.keys.replace(at, key);
                 }
+                let child = &mut inner.values[at];
                 let (before, split) = Arc::make_mut(&mut child.node).insert(key, entry);
                 child.count += before.is_none() as usize;
                 if let Some(right) = split {
                     child.count -= right.count;
-                    children.insert(at + 1, right);
+                    inner.insert_child(at + 1, right);
                 }
                 before
             }
@@ -222,20 +356,21 @@ impl Node {
         // Keys often come in ascending order; a right half that is nearly empty keeps such leaves nearly full.
         let at = self.width() * 3 / 4;
         Child::of(match self {
-            Node::Leaf(pairs) => Node::Leaf(pairs.split_off(at)),
-            Node::Inner(children) => Node::Inner(children.split_off(at)),
+            Node::Leaf(leaf) => Node::Leaf(leaf.split_off(at)),
+            Node::Inner(inner) => Node::Inner(inner.split_off(at)),
         })
     }
 
     fn remove(&mut self, key: &[u8]) -> Option<Entry> {
         match self {
-            Node::Leaf(pairs) => search(pairs, key).ok().map(|at| pairs.remove(at).1),
-            Node::Inner(children) => {
-                let at = child_of(children, key);
-                let removed = Arc::make_mut(&mut children[at].node).remove(key)?;
-                children[at].count -= 1;
-                if children[at].node.width() < SPARSE {
-                    merge(children, at);
+            Node::Leaf(leaf) => leaf.keys.search(key).ok().map(|at| leaf.remove(at)),
+            Node::Inner(inner) => {
+                let at = inner.below(key);
+                let child = &mut inner.values[at];
+                let removed = Arc::make_mut(&mut child.node).remove(key)?;
+                child.count -= 1;
+                if child.node.width() < SPARSE {
+                    merge(inner, at);
                 }
                 Some(removed)
             }
@@ -244,42 +379,30 @@ impl Node {
 }
 
 /// Joins the child at `at` with a neighbour when both fit into one node; drops it when it is empty.
-fn merge(children: &mut Vec<Child>, at: usize) {
-    if children[at].count == 0 && children.len() > 1 {
+fn merge(children: &mut Table<Child>, at: usize) {
+    if children.values[at].count == 0 && children.len() > 1 {
         children.remove(at);
         return;
     }
-    let left = if at > 0 { at - 1 } else { at };
-    if left + 1 >= children.len() || children[left].node.width() + children[left + 1].node.width() > WIDTH {
+    let left = at.saturating_sub(1);
+    let width = |at: usize| children.values[at].node.width();
+    if left + 1 >= children.len() || width(left) + width(left + 1) > WIDTH {
         return;
     }
     let right = children.remove(left + 1);
-    let joined = &mut children[left];
+    let joined = &mut children.values[left];
     joined.count += right.count;
     match (Arc::make_mut(&mut joined.node), Arc::unwrap_or_clone(right.node)) {
-        (Node::Leaf(pairs), Node::Leaf(more)) => pairs.extend(more),
-        (Node::Inner(below), Node::Inner(more)) => below.extend(more),
+        (Node::Leaf(leaf), Node::Leaf(more)) => leaf.append(more),
+        (Node::Inner(inner), Node::Inner(more)) => inner.append(more),
         _ => unreachable!("neighbours stand at the same height"),
     }
 }
 
 impl Child {
     fn of(node: Node) -> Self {
-        let first = match &node {
-            Node::Leaf(pairs) => pairs.first().map(|(key, _)| key.clone()),
-            Node::Inner(children) => children.first().map(|child| child.first.clone()),
-        };
-        Child { first: first.expect("a child is never empty"), count: node.count(), node: Arc::new(node) }
+        Child { count: node.count(), node: Arc::new(node) }
     }
-}
-
-fn search(pairs: &[(Key, Entry)], key: &[u8]) -> Result<usize, usize> {
-    pairs.binary_search_by(|(k, _)| k.as_ref().cmp(key))
-}
-
-/// The child below which `key` stands, or would.
-fn child_of(children: &[Child], key: &[u8]) -> usize {
-    children.partition_point(|child| child.first.as_ref().cmp(key) != Ordering::Greater).saturating_sub(1)
 }
 
 /// Entries of a range in key order.
@@ -290,22 +413,22 @@ pub(crate) struct Iter<'a> {
 }
 
 impl<'a> Iterator for Iter<'a> {
-    type Item = (&'a Key, &'a Entry);
+    type Item = (&'a [u8], &'a Entry);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let (node, at) = self.path.last_mut()?;
             match *node {
-                Node::Leaf(pairs) if *at < pairs.len() => {
-                    let (key, entry) = &pairs[*at];
+                Node::Leaf(leaf) if *at < leaf.len() => {
+                    let (key, entry) = (leaf.keys.get(*at), &leaf.values[*at]);
                     *at += 1;
                     if self.range.contains(key) {
                         return Some((key, entry));
                     }
                     self.path.clear();
                 }
-                Node::Inner(children) if *at < children.len() => {
-                    let child = &*children[*at].node;
+                Node::Inner(inner) if *at < inner.len() => {
+                    let child = &*inner.values[*at].node;
                     *at += 1;
                     self.path.push((child, 0));
                 }
@@ -329,13 +452,18 @@ mod tests {
         Entry { mod_revision: Revision::new(n, 0), create_revision: n, version: 1, lease: 0 }
     }
 
+    type Key = Vec<u8>;
+
+    /// Of different lengths.
     fn key(n: u16) -> Key {
-        n.to_be_bytes().as_slice().into()
+        let mut key = n.to_be_bytes().to_vec();
+        key.resize(2 + usize::from(n % 5), b'x');
+        key
     }
 
     fn assert_equal(index: &Index, model: &BTreeMap<Key, Entry>) {
         let all = KeyRange::all();
-        assert!(index.range(&all).eq(model.iter()));
+        assert!(index.range(&all).eq(model.iter().map(|(key, entry)| (key.as_slice(), entry))));
         assert_eq!(index.len(), model.len());
     }
 
@@ -354,7 +482,7 @@ mod tests {
                     snapshots.push((index.clone(), model.clone()));
                 }
                 if put {
-                    prop_assert_eq!(index.insert(key(n), entry(i as i64)), model.insert(key(n), entry(i as i64)));
+                    prop_assert_eq!(index.insert(&key(n), entry(i as i64)), model.insert(key(n), entry(i as i64)));
                 } else {
                     prop_assert_eq!(index.remove(&key(n)), model.remove(&key(n)));
                 }
@@ -367,7 +495,8 @@ mod tests {
             let (index, model) = snapshots.last().expect("the last state was pushed");
             for (a, b) in spans {
                 let range = KeyRange::new(key(a).to_vec().into(), key(b).to_vec().into());
-                let expected: Vec<_> = model.iter().filter(|(k, _)| range.contains(k)).collect();
+                let expected: Vec<_> =
+                    model.iter().map(|(k, e)| (k.as_slice(), e)).filter(|(k, _)| range.contains(k)).collect();
                 prop_assert_eq!(index.count(&range), expected.len());
                 prop_assert_eq!(index.range(&range).collect::<Vec<_>>(), expected);
             }

@@ -1,10 +1,13 @@
 //! Leases as data: what was granted, and which keys hang on it. When one expires is decided elsewhere, by a clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use proto::LeaseId;
 
-use crate::index::Key;
+pub(crate) type Key = Arc<[u8]>;
 
 /// A granted lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +51,9 @@ impl Leases {
     }
 
     /// Hangs `key` on the lease `id`; 0 is no lease.
-    pub fn attach(&mut self, key: Key, id: i64) {
+    pub fn attach(&mut self, key: &[u8], id: i64) {
         if id != 0 {
-            self.keys.entry(LeaseId(id)).or_default().insert(key);
+            self.keys.entry(LeaseId(id)).or_default().insert(key.into());
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     db::{ALARM, Db, LEASE, MEMBER, META},
     error::{ReadError, StorageError},
     event::Observer,
-    index::{Entry, Index, Key},
+    index::{Entry, Index},
     lease::{self, LeaseInfo, Leases},
     planted,
     range::{Failed, Snapshot},
@@ -429,7 +429,7 @@ impl Loaded {
             false => revision,
         };
         for (key, entry) in index.range(&KeyRange::all()) {
-            leases.attach(key.clone(), entry.lease);
+            leases.attach(key, entry.lease);
         }
         let auth = Arc::new(AuthState::load(&db)?);
         let state = State { db, index, revision, compacted, auth, versions: Arc::new(versions) };
@@ -439,7 +439,7 @@ impl Loaded {
 
 /// The living keys are those whose newest event is a put.
 fn load_index(db: &Db, revision: i64) -> Result<Index, StorageError> {
-    let mut newest: Vec<(Key, Revision, Option<Entry>)> = Vec::new();
+    let mut newest: Vec<(Box<[u8]>, Revision, Option<Entry>)> = Vec::new();
     db.each_event(0, i64::MAX, |at, event| {
         if at.main > revision {
             return Err(db.damaged(
