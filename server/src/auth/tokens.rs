@@ -89,7 +89,7 @@ impl Tokens {
         }
     }
 
-    /// Takes changes in, from the apply thread.
+    /// Takes changes in, as they are applied.
     pub fn applied(&self, changes: &[AuthChange]) {
         if let Tokens::Simple(tokens) = self {
             changes.iter().for_each(|change| tokens.apply(change));

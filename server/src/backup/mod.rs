@@ -1,7 +1,7 @@
 //! Backups of a member in a directory: full ones, and the log in between, so that any revision can be had back.
 //!
 //! ```text
-//! apply thread ─> tap.rs: a bounded queue ─> keeper.rs: every second ─> archive.rs: one write, one sync
+//! apply ─> tap.rs: a bounded queue ─> keeper.rs: every second ─> archive.rs: one write, one sync
 //!                                               └─ every day ─> base.rs: checkpoint ─> files not there yet, manifest
 //!                                                    retention.rs: removes what is too old
 //! pintlectl ─> catalog.rs: what is there, and what it covers ─> verify.rs, restore.rs ─> file.rs, segment.rs
@@ -10,7 +10,7 @@
 //! [`segment`] and [`manifest`] say what stands in the files; `docs/format.md` says both, `docs/backups.md` how to use it.
 //!
 //! Invariants:
-//! - A backup that fails stops nobody: the apply thread only appends to a queue, which is let go when it is too long.
+//! - A backup that fails stops nobody: apply only appends to a queue, which is let go when it is too long.
 //! - What is missing in the archive is never passed over: a *chain* is the log without a gap, and behind a gap begins
 //!   another, with the reason in it and a full backup of its own.
 //! - A full backup is there when its manifest is, and that is written last.

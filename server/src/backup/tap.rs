@@ -1,4 +1,4 @@
-//! What has been applied and not yet archived: a queue between the apply thread, which must not wait, and the archive.
+//! What has been applied and not yet archived: a queue between apply, which must not wait, and the archive.
 //!
 //! A queue that is too long is let go whole. That, and a snapshot of another member in the store's place, is a *gap*: the
 //! archive ends its chain and begins another.

@@ -71,7 +71,7 @@ impl Clock {
         host::spawn(self.clone().run(member));
     }
 
-    /// Takes changes in, from the apply thread.
+    /// Takes changes in, as they are applied.
     pub fn applied(&self, changes: &[LeaseChange]) {
         if changes.is_empty() {
             return;
