@@ -1,7 +1,7 @@
 //! Backups of a member in a directory: full ones, and the log in between, so that any revision can be had back.
 //!
 //! ```text
-//! apply ─> tap.rs: a bounded queue ─> keeper.rs: every second ─> archive.rs: one write, one sync
+//! apply ────────> tap.rs: a bounded queue ─> keeper.rs: every second ─> archive.rs: one write, one sync
 //!                                               └─ every day ─> base.rs: checkpoint ─> files not there yet, manifest
 //!                                                    retention.rs: removes what is too old
 //! pintlectl ─> catalog.rs: what is there, and what it covers ─> verify.rs, restore.rs ─> file.rs, segment.rs

@@ -4,7 +4,7 @@
 //! own monotonic clock:
 //!
 //! ```text
-//! apply ── granted, revoked ──> Clock        table.rs: when each lease is due, a function of the time it is told
+//! apply ───────── granted, revoked ──> Clock        table.rs: when each lease is due, a function of the time it is told
 //!                                        │ due      clock.rs: the task that proposes LeaseExpire { ids, term }
 //! client ── keep alive ──> any member ── leader_request.rs ──> the leader: is it still? then renewed in memory
 //! ```

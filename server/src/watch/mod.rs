@@ -1,7 +1,7 @@
 //! Watches: who is told of which change.
 //!
 //! ```text
-//! apply ──> Recent                    the newest events, bounded                        recent.rs
+//! apply ─────────> Recent             the newest events, bounded                        recent.rs
 //!                    │ the hub's thread matches them with the synced watchers           hub.rs, range_map.rs, interval.rs
 //!                    v
 //!                  Outbox             one per stream, bounded                           outbox.rs
