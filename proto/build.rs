@@ -16,6 +16,8 @@ const ETCD: &[&str] = &[
 ];
 const PINTLE: &[&str] = &["pintle/command.proto", "pintle/peer.proto"];
 
+const CODEC: &str = "crate::codec::Codec";
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -24,12 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("etcd.bin"), protox::compile(ETCD, ["proto"])?.encode_to_vec())?;
 
     let all: Vec<&str> = ETCD.iter().chain(PINTLE).copied().collect();
-    tonic_prost_build::configure().bytes(".").compile_fds(protox::compile(all, ["proto"])?)?;
+    tonic_prost_build::configure().bytes(".").codec_path(CODEC).compile_fds(protox::compile(all, ["proto"])?)?;
 
     let raw = out.join("raw");
     fs::create_dir_all(&raw)?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path(CODEC)
         .build_client(false)
         .extern_path(".etcdserverpb.WatchRequest", "crate::etcdserverpb::WatchRequest")
         .extern_path(".etcdserverpb.ResponseHeader", "crate::etcdserverpb::ResponseHeader")

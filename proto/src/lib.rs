@@ -6,11 +6,13 @@
 //! | [`raw`] | the Watch service with events that are encoded once and shared |
 //! | [`command`] | what the Raft log holds, and what applying it answers |
 //! | [`peer`] | what members say to each other |
+//! | [`codec`] | how messages become bytes on a connection |
 //! | [`EtcdError`] | etcd's errors: gRPC code and text |
 //! | [`Revision`], [`LeaseId`], [`MemberId`], [`ClusterId`], [`KeyRange`] | the values that pass between crates |
 //!
 //! Invariant: no I/O. `bytes` fields are [`bytes::Bytes`], so that a value is shared and never copied.
 
+pub mod codec;
 mod error;
 mod types;
 

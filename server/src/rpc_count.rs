@@ -8,15 +8,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, HeaderName, Request};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntCounter;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::metrics::{Metrics, rpc::Method};
 
 /// What the client says it is. (etcd: `api/v3rpc/rpctypes/metadatafields.go`.)
-const CLIENT_VERSION: &str = "client-api-version";
+const CLIENT_VERSION: HeaderName = HeaderName::from_static("client-api-version");
 
 #[derive(Clone)]
 pub struct RpcCount {
@@ -43,7 +43,7 @@ impl RpcCount {
 }
 
 fn code(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
+    headers.get(Status::GRPC_STATUS).map(|status| Code::from_bytes(status.as_bytes()))
 }
 
 struct End {

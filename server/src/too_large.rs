@@ -7,7 +7,7 @@ use tonic::{Code, Status, body::Body};
 const TONIC_TEXT: &str = "decoded message length too large";
 
 pub fn in_etcds_words(response: Response<Body>) -> Response<Body> {
-    let is_out_of_range = response.headers().get("grpc-status").is_some_and(|code| code == "11");
+    let is_out_of_range = response.headers().get(Status::GRPC_STATUS).is_some_and(|code| code == "11");
     if !is_out_of_range {
         return response;
     }

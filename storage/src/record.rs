@@ -54,13 +54,13 @@ impl EventRecord {
     }
 
     pub fn encode(&self, at: &[u8]) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(EVENT_FIXED_LEN + self.key.len());
         let prev = self.prev.unwrap_or_default();
-        for field in [prev.main, prev.sub, self.create_revision, self.version, self.lease] {
-            payload.extend(field.to_be_bytes());
-        }
-        payload.extend_from_slice(&self.key);
-        seal(at, self.kind, &payload)
+        seal_with(at, self.kind, EVENT_FIXED_LEN + self.key.len(), |out| {
+            for field in [prev.main, prev.sub, self.create_revision, self.version, self.lease] {
+                out.extend(field.to_be_bytes());
+            }
+            out.extend_from_slice(&self.key);
+        })
     }
 
     pub fn decode(at: &[u8], value: &[u8]) -> Result<Self, String> {
@@ -81,7 +81,7 @@ impl EventRecord {
 /// The `data` value of a put of `kv`.
 pub(crate) fn encode_version(at: &[u8], kv: &KeyValue) -> Vec<u8> {
     let without_key = KeyValue { key: Bytes::new(), ..kv.clone() };
-    seal(at, Kind::Put, &without_key.encode_to_vec())
+    seal_with(at, Kind::Put, without_key.encoded_len(), |out| without_key.encode_raw(out))
 }
 
 /// The `data` value of a delete.
@@ -95,17 +95,22 @@ pub(crate) fn decode_version(at: &[u8], value: &[u8], key: Bytes) -> Result<Opti
     if kind == Kind::Delete {
         return Ok(None);
     }
-    let mut kv =
-        KeyValue::decode(Bytes::copy_from_slice(payload)).map_err(|e| format!("a version does not decode: {e}"))?;
+    let mut kv = KeyValue::decode(payload).map_err(|e| format!("a version does not decode: {e}"))?;
     kv.key = key;
     Ok(Some(kv))
 }
 
 pub(crate) fn seal(at: &[u8], kind: Kind, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_LEN + payload.len());
-    out.extend([FORMAT, kind as u8]);
-    out.extend(checksum(at, out[0], out[1], payload).to_be_bytes());
-    out.extend_from_slice(payload);
+    seal_with(at, kind, payload.len(), |out| out.extend_from_slice(payload))
+}
+
+/// A record whose payload, of `len` bytes, is written where it is to stand.
+fn seal_with(at: &[u8], kind: Kind, len: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_LEN + len);
+    out.extend([FORMAT, kind as u8, 0, 0, 0, 0]);
+    write(&mut out);
+    let checksum = checksum(at, out[0], out[1], &out[HEADER_LEN..]);
+    out[2..HEADER_LEN].copy_from_slice(&checksum.to_be_bytes());
     out
 }
 
