@@ -113,23 +113,30 @@ pub async fn join(config: &Config, http: &PeerHttp) -> Result<Joined, JoinError>
     let others = config.cluster.members.iter().filter(|(name, _)| **name != config.name);
     let mut remotes: Vec<&Url> = others.flat_map(|(_, urls)| urls).collect();
     remotes.sort();
-    let mut found = None;
+    let mut refusal = None;
     for url in remotes {
-        match ask(http, url).await {
-            Ok(cluster) => {
-                found = Some((cluster, url));
-                break;
+        let cluster = match ask(http, url).await {
+            Ok(cluster) => cluster,
+            Err(reason) => {
+                tracing::warn!(%url, reason, "failed to get cluster response");
+                continue;
             }
-            Err(reason) => tracing::warn!(%url, reason, "failed to get cluster response"),
+        };
+        match find_self(config, &cluster) {
+            Ok(own) if runs_pintle(http, url).await => {
+                let identity = Identity { member: own, cluster: cluster.id, name: config.name.clone(), has_log: false };
+                return Ok(Joined { identity, members: cluster.members.into_iter().map(member).collect() });
+            }
+            Ok(_) => return Err(JoinError::Etcd),
+            // One that lags does not know yet that this member was added: the next may.
+            Err(error @ (JoinError::Count { .. } | JoinError::NoMatch { .. })) => {
+                tracing::warn!(%url, %error, "a member's list of members does not agree with the flags");
+                refusal.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
         }
     }
-    let (cluster, url) = found.ok_or(JoinError::NoAnswer)?;
-    let own = find_self(config, &cluster)?;
-    if !runs_pintle(http, url).await {
-        return Err(JoinError::Etcd);
-    }
-    let identity = Identity { member: own, cluster: cluster.id, name: config.name.clone(), has_log: false };
-    Ok(Joined { identity, members: cluster.members.into_iter().map(member).collect() })
+    Err(refusal.unwrap_or(JoinError::NoAnswer))
 }
 
 async fn ask(http: &PeerHttp, url: &Url) -> Result<Cluster, String> {
@@ -196,8 +203,10 @@ fn member(member: PeerMember) -> raft::Member {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+
     use super::*;
-    use crate::flags::Flags;
+    use crate::{flags::Flags, tls::Dialer};
 
     fn config(cluster: &str) -> Config {
         let flags = ["--name=b", &format!("--initial-cluster={cluster}"), "--initial-cluster-state=existing"];
@@ -230,6 +239,38 @@ mod tests {
         assert!(refusal(&[a]).contains("member count is unequal"));
         assert!(refusal(&[a, (6, "http://127.0.0.1:3", "")]).contains("no match found for existing member (6"));
         assert!(refusal(&[a, (6, "http://127.0.0.1:2", "http://d")]).contains("has already been bootstrapped"));
+    }
+
+    /// Answers as a member that knows of these members.
+    async fn serve(listener: tokio::net::TcpListener, cluster: Cluster) {
+        let members =
+            move || async move { ([(CLUSTER_HEADER, cluster.id.to_string())], axum::Json(cluster.members.clone())) };
+        let version = || async { axum::Json(serde_json::json!({ "pintle": "0" })) };
+        let routes = axum::Router::new().route("/members", get(members)).route("/version", get(version));
+        axum::serve(listener, routes).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_member_that_lags_keeps_nobody_out() {
+        let listeners = [bind().await, bind().await];
+        let [a, c] = listeners.each_ref().map(|listener| format!("http://{}", listener.local_addr().unwrap()));
+        let config = config(&format!("a={a},b=http://127.0.0.1:2,c={c}"));
+        let before = cluster(&[(5, &a, "http://c"), (7, &c, "http://c")]);
+        let after = cluster(&[(5, &a, "http://c"), (6, "http://127.0.0.1:2", ""), (7, &c, "http://c")]);
+        // They are asked in the order of their URLs.
+        let [lags, knows] = if a < c { listeners } else { swap(listeners) };
+        let http = PeerHttp::new(std::sync::Arc::new(Dialer::plain()));
+        tokio::spawn(serve(lags, before));
+        tokio::spawn(serve(knows, after));
+        assert_eq!(join(&config, &http).await.unwrap().identity.member, MemberId(6));
+    }
+
+    fn swap<T>([a, b]: [T; 2]) -> [T; 2] {
+        [b, a]
+    }
+
+    async fn bind() -> tokio::net::TcpListener {
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap()
     }
 
     #[test]
