@@ -116,7 +116,9 @@ pub fn output(words: &[String], output: &[u8], names: &Names) -> Result<Vec<Stri
 
 /// The lines of a command's standard error: a log in JSON, and plain text.
 pub fn errors(words: &[String], output: &[u8], names: &Names) -> Vec<String> {
-    let text = String::from_utf8_lossy(output);
+    // etcd makes a member's id of its URLs and the second it is added in: within that second the id is taken, afterwards
+    // the URLs are.
+    let text = String::from_utf8_lossy(output).replace("member ID already exist", "Peer URLs already exists");
     // A member may not know yet the token that another has given out; the client tries again.
     let lines = text.lines().filter(|line| !(names.several_members && line.contains("invalid auth token")));
     let mut lines: Vec<String> = lines.map(|line| json_line(without_timestamp(line), names)).collect();
