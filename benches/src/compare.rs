@@ -145,7 +145,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             for (system, cluster) in order {
                 let measured = workload::run(spec, &options.settings(spec, cluster)).await?;
                 figures.push(note(round, spec, system, &measured)?);
-                // What a server still does behind its last answer cannot be waited for from outside.
+                // A delay: what a server still does behind its last answer cannot be waited for from outside.
                 tokio::time::sleep(options.settle).await;
             }
             if let Some(measured) = options.on_echo(spec).await? {

@@ -110,6 +110,7 @@ impl Server {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
+                    // A delay: that a file is closed somewhere, so that there is room for a connection, is told to nobody.
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

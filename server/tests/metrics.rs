@@ -183,7 +183,7 @@ fn wait_for(member: &Member, what: &str, is_so: impl Fn(&Samples) -> bool) -> Sa
             return samples;
         }
         assert!(std::time::Instant::now() < deadline, "{what}: {:#?}", samples.0);
-        // Each look is a request to the member; it has to get to do other things, too.
+        // A delay: a member tells nobody that its metrics change, and each look takes its time from what it does.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }

@@ -258,6 +258,7 @@ impl Clock {
 
 async fn until(time: Option<Instant>) {
     match time {
+        // A delay: a lease expires by the clock, and nothing else tells of it.
         Some(time) => tokio::time::sleep(time.saturating_duration_since(host::now())).await,
         None => std::future::pending().await,
     }

@@ -94,6 +94,7 @@ async fn read(channel: Channel, mut random: StdRng, stop: Arc<AtomicBool>, count
                 seen.insert(revision, kvs);
                 count.send_replace(seen.len());
             }
+            // A delay: that a member is back is known only by asking it.
             Err(_) => tokio::time::sleep(RETRY).await,
         }
         // A delay: what is read is to be a sample of the revisions, at times that the writer does not choose.
@@ -107,6 +108,7 @@ async fn write(channel: Channel, mut random: StdRng, stop: Arc<AtomicBool>) -> u
     while !stop.load(Ordering::Relaxed) {
         match write_one(&channel, &mut random, &mut leases).await {
             Ok(()) => written += 1,
+            // A delay: that a member is back is known only by asking it.
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
