@@ -15,7 +15,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use crate::{
-    Shape, echo,
+    Shape, Times, echo,
     measure::{Measured, Settings, latencies, micros},
     report::{self, number},
     workload::{self, Spec},
@@ -35,10 +35,8 @@ pub struct Options {
     workloads: Vec<Spec>,
     #[command(flatten)]
     shape: Shape,
-    #[arg(long, default_value = "5", value_parser = crate::seconds)]
-    duration: Duration,
-    #[arg(long, default_value = "1", value_parser = crate::seconds)]
-    warmup: Duration,
+    #[command(flatten)]
+    times: Times,
     #[arg(long, default_value_t = 29_300)]
     port: u16,
     /// Where the file is made that is appended to.
@@ -52,9 +50,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     println!("\n| ceiling | operations/s | p50 ms | p99 ms | CPU us/operation | load CPU us/operation |");
     println!("|---|---:|---:|---:|---:|---:|");
     for spec in options.workloads.iter() {
-        let Some(measured) =
-            on_echo(spec, &options.shape, options.port, None, options.warmup, options.duration).await?
-        else {
+        let Some(measured) = on_echo(spec, &options.shape, options.port, None, options.times).await? else {
             println!("| {spec} | the echo server has no such answers | | | | |");
             continue;
         };
@@ -69,12 +65,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let size = options.shape.value_size;
     for puts in [1, BATCH] {
-        let disk = append(&options.dir, size, puts, options.duration)?;
+        let disk = append(&options.dir, size, puts, options.times.duration)?;
         let (p50, p99) = (number(disk.p50_ms), number(disk.p99_ms));
         let name = format!("append and fdatasync, puts of {size} B a sync: {puts}");
         println!("| {name} | {:.0} | {p50} | {p99} | - | - |", disk.puts_per_second);
     }
-    let batches = rocksdb::write(&options.dir, size, BATCH, options.duration)?;
+    let batches = rocksdb::write(&options.dir, size, BATCH, options.times.duration)?;
     println!("| RocksDB, puts of {size} B a batch: {BATCH} | {batches:.0} | - | - | - | - |");
     Ok(())
 }
@@ -85,16 +81,15 @@ pub async fn on_echo(
     shape: &Shape,
     port: u16,
     connections: Option<usize>,
-    warmup: Duration,
-    duration: Duration,
+    times: Times,
 ) -> anyhow::Result<Option<Measured>> {
     let Some(value_size) = spec.kind.echoed(shape) else { return Ok(None) };
     let server = Process::start(port, value_size, shape.keys)?;
     let settings = Settings {
         connections: connections.unwrap_or_else(|| spec.connections(1)),
         endpoints: vec![format!("http://127.0.0.1:{port}")],
-        warmup,
-        duration,
+        warmup: times.warmup,
+        duration: times.duration,
         rate: None,
         pids: vec![server.0.id()],
         shape: shape.clone(),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    Shape, ceilings, marked,
+    Shape, Times, ceilings, marked,
     measure::{Measured, Settings},
     node::Cluster,
     plot,
@@ -38,11 +38,8 @@ pub struct Options {
     workloads: Vec<Spec>,
     #[command(flatten)]
     shape: Shape,
-    /// Measured time per workload and round, seconds.
-    #[arg(long, default_value = "5", value_parser = crate::seconds)]
-    duration: Duration,
-    #[arg(long, default_value = "1", value_parser = crate::seconds)]
-    warmup: Duration,
+    #[command(flatten)]
+    times: Times,
     /// Pause after each run, seconds: its last writes and background work shall not burden the other one's run.
     #[arg(long, default_value = "1", value_parser = crate::seconds)]
     settle: Duration,
@@ -180,8 +177,8 @@ impl Options {
         Settings {
             connections: self.connections(spec, endpoints.len()),
             endpoints,
-            warmup: self.warmup,
-            duration: self.duration,
+            warmup: self.times.warmup,
+            duration: self.times.duration,
             rate: self.rate,
             pids: cluster.pids(),
             shape: self.shape.clone(),
@@ -194,7 +191,7 @@ impl Options {
         }
         let port = self.base_port + 4 * self.nodes;
         let connections = Some(self.connections(spec, 1));
-        ceilings::on_echo(spec, &self.shape, port, connections, self.warmup, self.duration).await
+        ceilings::on_echo(spec, &self.shape, port, connections, self.times).await
     }
 }
 
@@ -226,8 +223,8 @@ async fn header_lines(options: &Options, pintle: &Cluster, etcd: &Cluster) -> an
         "- load: {loop_kind}, {} s measured after {} s of warm-up, {} rounds, the two in turn; {} keys of {} B, \
          lists and objects 1 KiB at least; both run all the time, the one that is not measured idles; load generator on the same \
          machine, one thread",
-        options.duration.as_secs_f64(),
-        options.warmup.as_secs_f64(),
+        options.times.duration.as_secs_f64(),
+        options.times.warmup.as_secs_f64(),
         options.rounds,
         options.shape.keys,
         options.shape.value_size,

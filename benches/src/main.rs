@@ -134,6 +134,17 @@ pub struct Shape {
     pub sequential: bool,
 }
 
+/// How long each workload runs where several are compared.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Times {
+    /// Measured time per workload and round, seconds.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    pub duration: Duration,
+    /// Time before the measurement starts, seconds.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    pub warmup: Duration,
+}
+
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|e| format!("{e}"))?;
     Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
