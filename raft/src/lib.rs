@@ -168,6 +168,26 @@ pub struct Status {
     pub is_removed: bool,
 }
 
+/// What of a [`Status`] nearly every request asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub term: u64,
+    pub has_leader: bool,
+    pub is_leader: bool,
+    pub is_learner: bool,
+}
+
+impl From<&Status> for Standing {
+    fn from(status: &Status) -> Standing {
+        Standing {
+            term: status.term,
+            has_leader: status.leader.is_some(),
+            is_leader: status.is_leader,
+            is_learner: status.is_learner,
+        }
+    }
+}
+
 /// Answers what other members ask this one as the leader; requests and answers are in the encoding of its owner.
 #[tonic::async_trait]
 pub trait LeaderHandler: Send + Sync + 'static {

@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    Change, ChangeError, ChangePolicy, Config, LeaderHandler, LoggedEntry, Member, Meter, RaftError, StartError,
-    Status, campaign, contact,
+    Change, ChangeError, ChangePolicy, Config, LeaderHandler, LoggedEntry, Member, Meter, RaftError, Standing,
+    StartError, Status, campaign, contact,
     convert::change_to_wire,
     force_new,
     log::{Folder, Log, LogError, WeakLog},
@@ -188,8 +188,7 @@ impl Node {
     pub async fn propose(&self, command: Bytes) -> Result<Outcome, RaftError> {
         let deadline = self.deadline();
         loop {
-            let mut status = self.inner.leadership.watch();
-            status.mark_unchanged();
+            let before = self.standing();
             let fate = timeout_at(deadline, self.inner.proposer.propose(command.clone())).await;
             match fate.map_err(|_| self.too_late())? {
                 Err(Overloaded) => return Err(RaftError::Overloaded),
@@ -199,16 +198,16 @@ impl Node {
                     }
                     return Ok(outcome);
                 }
-                Ok(Fate::Unknown) if planted!(ProposalRepeated) => self.wait_for_leader(&mut status, deadline).await?,
+                Ok(Fate::Unknown) if planted!(ProposalRepeated) => self.wait_for_leader(before, deadline).await?,
                 Ok(Fate::Unknown) => return Err(self.fatal().unwrap_or(RaftError::LeaderChanged)),
-                Ok(Fate::NotProposed) => self.wait_for_leader(&mut status, deadline).await?,
+                Ok(Fate::NotProposed) => self.wait_for_leader(before, deadline).await?,
             }
         }
     }
 
     /// Like [`Self::propose`], but only if this member leads now.
     pub async fn propose_as_leader(&self, command: Bytes) -> Result<Outcome, RaftError> {
-        if !self.status().is_leader {
+        if !self.standing().is_leader {
             return Err(RaftError::NotLeader);
         }
         let fates = timeout_at(self.deadline(), self.inner.proposer.propose_here(vec![command])).await;
@@ -226,14 +225,14 @@ impl Node {
         }
         let deadline = self.deadline();
         loop {
-            let mut status = self.inner.leadership.watch();
-            status.mark_unchanged();
-            match timeout_at(deadline, self.inner.reads.index()).await.map_err(|_| self.too_late())? {
+            let before = self.standing();
+            // It answers in bounded time.
+            match self.inner.reads.index().await {
                 Ok(index) => return self.wait_applied(index, deadline).await,
                 // Asking again changes nothing.
                 Err(error) => {
                     tracing::debug!(%error, "a linearizable read waits for a leader");
-                    self.wait_for_leader(&mut status, deadline).await?;
+                    self.wait_for_leader(before, deadline).await?;
                 }
             }
         }
@@ -276,6 +275,11 @@ impl Node {
         Status { applied_index: *self.inner.applied.borrow(), ..self.inner.leadership.now() }
     }
 
+    /// What of the status nearly every request asks for. Costs next to nothing.
+    pub fn standing(&self) -> Standing {
+        self.inner.leadership.standing()
+    }
+
     /// Told of every change of leader, term and failure.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.inner.leadership.watch()
@@ -309,8 +313,7 @@ impl Node {
         let needs_health = policy.is_strict && matches!(change, Change::AddVoter { .. } | Change::AddLearner { .. });
         let leader_by = if needs_health { Instant::now() + 3 * self.inner.election_timeout } else { deadline };
         loop {
-            let mut status = self.inner.leadership.watch();
-            status.mark_unchanged();
+            let before = self.standing();
             match self.change_at_leader(&change, policy, deadline).await {
                 Ok(index) => {
                     return match change {
@@ -324,15 +327,13 @@ impl Node {
                         }
                     };
                 }
-                Err(ChangeError::Raft(RaftError::NotLeader)) => {
-                    match self.wait_for_leader(&mut status, leader_by).await {
-                        Ok(()) => {}
-                        Err(RaftError::NoLeader) if needs_health => {
-                            return Err(ChangeError::Refused(EtcdError::Unhealthy));
-                        }
-                        Err(error) => return Err(error.into()),
+                Err(ChangeError::Raft(RaftError::NotLeader)) => match self.wait_for_leader(before, leader_by).await {
+                    Ok(()) => {}
+                    Err(RaftError::NoLeader) if needs_health => {
+                        return Err(ChangeError::Refused(EtcdError::Unhealthy));
                     }
-                }
+                    Err(error) => return Err(error.into()),
+                },
                 Err(error) => return Err(error),
             }
         }
@@ -452,10 +453,10 @@ impl Node {
     }
 
     async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), RaftError> {
-        let mut applied = self.inner.applied.clone();
-        if *applied.borrow_and_update() >= index {
+        if *self.inner.applied.borrow() >= index {
             return Ok(());
         }
+        let mut applied = self.inner.applied.clone();
         match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(self.fatal().unwrap_or(RaftError::Stopped)),
@@ -463,16 +464,18 @@ impl Node {
         }
     }
 
-    /// Waits until something has changed about the leader. One that is known but does not know of it yet is asked again
-    /// after a heartbeat.
-    async fn wait_for_leader(&self, status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<(), RaftError> {
+    /// Waits until something has changed about the leader since `before`. One that is known but does not know of it yet
+    /// is asked again after a heartbeat.
+    async fn wait_for_leader(&self, before: Standing, deadline: Instant) -> Result<(), RaftError> {
         if let Some(fatal) = self.fatal() {
             return Err(fatal);
         }
-        let soon = match status.borrow().leader {
-            Some(_) => deadline.min(Instant::now() + self.inner.heartbeat),
-            None => deadline,
-        };
+        let mut status = self.inner.leadership.watch();
+        let now = Standing::from(&*status.borrow_and_update());
+        if now != before {
+            return Ok(());
+        }
+        let soon = if now.has_leader { deadline.min(Instant::now() + self.inner.heartbeat) } else { deadline };
         match timeout_at(soon, status.changed()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(RaftError::Stopped),

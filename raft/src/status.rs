@@ -1,6 +1,12 @@
 //! Who leads, and how far the log has come.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{Instant as _, ServerState, async_runtime::WatchReceiver as _, metrics::RaftMetrics};
 use proto::MemberId;
@@ -8,7 +14,7 @@ use storage::host;
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
-    Status,
+    Standing, Status,
     roster::is_voting,
     types::{Peer, Raft, TypeConfig, position_of},
 };
@@ -19,6 +25,24 @@ pub struct Leadership {
     member: u64,
     raft: Raft,
     status: watch::Receiver<Status>,
+    standing: Arc<Shared>,
+}
+
+/// A [`Standing`] that is read without a lock: the term above three bits. No term comes near 61 bits.
+struct Shared(AtomicU64);
+
+impl Shared {
+    fn set(&self, standing: Standing) {
+        let Standing { term, has_leader, is_leader, is_learner } = standing;
+        let bits = u64::from(has_leader) | u64::from(is_leader) << 1 | u64::from(is_learner) << 2;
+        self.0.store(term << 3 | bits, Ordering::Release);
+    }
+
+    fn get(&self) -> Standing {
+        let packed = self.0.load(Ordering::Acquire);
+        let is_set = |bit: u32| packed >> bit & 1 == 1;
+        Standing { term: packed >> 3, has_leader: is_set(0), is_leader: is_set(1), is_learner: is_set(2) }
+    }
 }
 
 impl Leadership {
@@ -33,7 +57,10 @@ impl Leadership {
     ) -> Self {
         let mut raft_metrics = raft.metrics();
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
+        let standing = Arc::new(Shared(AtomicU64::new(0)));
+        standing.set(Standing::from(&now));
         let (sender, status) = watch::channel(now);
+        let told = standing.clone();
         host::spawn(async move {
             let mut ticks = tokio::time::interval(election_timeout / 4);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -52,6 +79,8 @@ impl Leadership {
                 let is_stopped = now.fatal.is_some();
                 sender.send_if_modified(|status| {
                     let is_new = roles(status) != roles(&now);
+                    // Before anybody is told of the change.
+                    told.set(Standing::from(&now));
                     *status = now;
                     is_new
                 });
@@ -60,7 +89,7 @@ impl Leadership {
                 }
             }
         });
-        Leadership { member, raft, status }
+        Leadership { member, raft, status, standing }
     }
 
     pub fn member(&self) -> u64 {
@@ -80,7 +109,11 @@ impl Leadership {
         self.status.clone()
     }
 
-    /// The status with the newest indexes. Cheap: it is asked for with every answer.
+    pub fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// The status with the newest indexes.
     pub fn now(&self) -> Status {
         let watched = self.status.borrow().clone();
         let indexes = self.raft.data_metrics();
@@ -122,4 +155,25 @@ fn is_learner(metrics: &RaftMetrics<TypeConfig>) -> bool {
     let membership = metrics.membership_config.membership();
     metrics.state == ServerState::Learner
         && membership.get_node(&metrics.id).is_some_and(|peer| !is_voting(membership, metrics.id, peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standing_is_read_as_it_was_set() {
+        let shared = Shared(AtomicU64::new(0));
+        assert_eq!(shared.get(), Standing::default());
+        for bits in 0..8 {
+            let standing = Standing {
+                term: 1 << 60 | 5,
+                has_leader: bits & 1 > 0,
+                is_leader: bits & 2 > 0,
+                is_learner: bits & 4 > 0,
+            };
+            shared.set(standing);
+            assert_eq!(shared.get(), standing);
+        }
+    }
 }

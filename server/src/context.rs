@@ -81,7 +81,7 @@ impl Context {
             cluster_id: self.cluster.0,
             member_id: self.member.0,
             revision,
-            raft_term: self.node.status().term,
+            raft_term: self.node.standing().term,
         }
     }
 

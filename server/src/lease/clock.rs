@@ -104,6 +104,21 @@ impl Clock {
         self.table.lock().ids()
     }
 
+    /// Renews a lease, on the leader, if there is nothing to wait for but its majority: None when there is. Else as
+    /// [`Clock::keep_alive`].
+    pub(super) async fn keep_alive_at_once(&self, id: LeaseId) -> Result<Option<i64>, Status> {
+        let term = self.confirm_leading(self.member()?.as_ref()).await?;
+        match self.table.lock().renew(id, term, host::now()) {
+            Renewal::Renewed { ttl } => {
+                self.renewed.fetch_add(1, Relaxed);
+                Ok(Some(ttl))
+            }
+            Renewal::Unknown => Ok(Some(0)),
+            Renewal::NotLeading => Err(EtcdError::NotLeader.into()),
+            Renewal::Checkpointed | Renewal::Expired => Ok(None),
+        }
+    }
+
     /// Renews a lease, on the leader. The TTL that it has now, in seconds; 0 when there is no such lease.
     pub(super) async fn keep_alive(&self, id: LeaseId) -> Result<i64, Status> {
         let member = self.member()?;
@@ -180,8 +195,8 @@ impl Clock {
         }
         member.read_index().await?;
         // A member that has stopped leading asks the new leader, and that succeeds too.
-        let status = member.status();
-        if status.is_leader && status.term == term { Ok(term) } else { Err(EtcdError::NotLeader.into()) }
+        let now = member.standing();
+        if now.is_leader && now.term == term { Ok(term) } else { Err(EtcdError::NotLeader.into()) }
     }
 
     async fn clear_checkpoint(&self, member: &dyn Member, id: LeaseId, term: u64) -> Result<(), Status> {

@@ -30,7 +30,7 @@ use proto::{
     LeaseId,
     command::{Command, command::Op},
 };
-use raft::Status as RaftStatus;
+use raft::{Standing, Status as RaftStatus};
 use storage::LeaseInfo;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ pub use service::LeaseService;
 /// What the clock needs of the member it runs on.
 #[tonic::async_trait]
 pub(crate) trait Member: Send + Sync + 'static {
-    fn status(&self) -> RaftStatus;
+    fn standing(&self) -> Standing;
     fn watch_status(&self) -> Receiver<RaftStatus>;
     /// See [`raft::Node::read_index`].
     async fn read_index(&self) -> Result<(), Status>;
@@ -65,8 +65,8 @@ pub(crate) trait Member: Send + Sync + 'static {
 
 #[tonic::async_trait]
 impl Member for Context {
-    fn status(&self) -> RaftStatus {
-        self.node.status()
+    fn standing(&self) -> Standing {
+        self.node.standing()
     }
 
     fn watch_status(&self) -> Receiver<RaftStatus> {

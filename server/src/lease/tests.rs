@@ -12,7 +12,7 @@ use proto::{
     command::{LeaseExpire, command::Op},
     etcdserverpb::{LeaseKeepAliveRequest, LeaseTimeToLiveRequest},
 };
-use raft::Status as RaftStatus;
+use raft::{Standing, Status as RaftStatus};
 use storage::{LeaseChange, LeaseInfo};
 use tokio::sync::{
     mpsc, oneshot,
@@ -43,8 +43,8 @@ type Proposal = (Op, oneshot::Sender<Result<(), Status>>);
 
 #[tonic::async_trait]
 impl Member for TestMember {
-    fn status(&self) -> RaftStatus {
-        self.status.borrow().clone()
+    fn standing(&self) -> Standing {
+        Standing::from(&*self.status.borrow())
     }
 
     fn watch_status(&self) -> Receiver<RaftStatus> {
