@@ -7,6 +7,7 @@
 //! | [`command`] | what the Raft log holds, and what applying it answers |
 //! | [`peer`] | what members say to each other |
 //! | [`codec`] | how messages become bytes on a connection |
+//! | [`http2`] | frames and compressed headers |
 //! | [`EtcdError`] | etcd's errors: gRPC code and text |
 //! | [`Revision`], [`LeaseId`], [`MemberId`], [`ClusterId`], [`KeyRange`] | the values that pass between crates |
 //!
@@ -14,6 +15,7 @@
 
 pub mod codec;
 mod error;
+pub mod http2;
 mod types;
 
 pub use error::EtcdError;

@@ -1,7 +1,8 @@
 //! The gRPC services for clients, found by the path of a request.
 //!
 //! ```text
-//! request ── counted, metered ──> KV, Lease, Watch: called at once
+//! request ── counted, metered ──> a unary call of KV: message in, message out
+//!                             ├─> Lease, Watch: called at once
 //!                             └─> the others, which are called seldom: a router
 //! answer  <── etcd's words, counted, held until it is sent
 //! ```
@@ -22,18 +23,21 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Either},
 };
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use proto::{
     etcdserverpb::{
-        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        auth_server::AuthServer,
+        cluster_server::ClusterServer,
+        kv_server::{Kv as _, KvServer},
+        lease_server::LeaseServer,
         maintenance_server::MaintenanceServer,
     },
     raw::watch_server::WatchServer,
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
 };
-use tonic::{Status, body::Body, server::NamedService, service::RoutesBuilder};
+use tonic::{Status, body::Body, metadata::MetadataMap, server::NamedService, service::RoutesBuilder};
 use tower::Service;
 
 use crate::{
@@ -49,12 +53,14 @@ use crate::{
     lease::{self, LeaseService},
     maintenance::MaintenanceService,
     rpc_count::{Received, RpcCount, Sent},
-    too_large,
+    too_large, unary,
     watch::{self, WatchService},
 };
 
 /// What a request may be longer than `--max-request-bytes` on the wire, as in etcd.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+
+const GRPC_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -64,6 +70,8 @@ type RequestBody<B> = Received<Metered<B>>;
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Grpc {
+    kv_service: Arc<KvService>,
+    /// What of it is no unary call in plain bytes.
     kv: KvServer<KvService>,
     lease: LeaseServer<LeaseService>,
     watch: WatchServer<WatchService>,
@@ -71,6 +79,7 @@ pub struct Grpc {
     names: Arc<Vec<&'static str>>,
     requests: Requests,
     count: RpcCount,
+    message_bytes_max: usize,
 }
 
 impl Grpc {
@@ -86,7 +95,10 @@ impl Grpc {
         // Answers are of any size, as in etcd.
         macro_rules! limited {
             ($server:ident, $service:expr) => {
-                $server::new($service).max_decoding_message_size(max).max_encoding_message_size(usize::MAX)
+                limited!($server, new, $service)
+            };
+            ($server:ident, $new:ident, $service:expr) => {
+                $server::$new($service).max_decoding_message_size(max).max_encoding_message_size(usize::MAX)
             };
         }
         let (health, health_server) = tonic_health::server::health_reporter();
@@ -105,10 +117,13 @@ impl Grpc {
         others.add(health_server);
         others.add(reflection().build_v1()?);
         others.add(reflection().build_v1alpha()?);
+        let kv = Arc::new(KvService::new(ctx.clone()));
         Ok(Grpc {
+            message_bytes_max: max,
             count: RpcCount { metrics: ctx.metrics.clone(), slow },
             requests: Requests::new(max),
-            kv: limited!(KvServer, KvService::new(ctx.clone())),
+            kv: limited!(KvServer, from_arc, kv.clone()),
+            kv_service: kv,
             watch: limited!(WatchServer, WatchService::new(ctx.clone(), hub)),
             lease: limited!(LeaseServer, LeaseService::new(ctx, clock)),
             others: others.routes.routes().prepare().into_axum_router(),
@@ -136,7 +151,7 @@ impl Grpc {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let counts = self.count.begin(&request);
+        let counts = self.count.begin(request.uri().path(), request.headers());
         let share = Share::default();
         let (received, sent) = counts.unzip();
         let request = request.map(|body| {
@@ -151,29 +166,118 @@ impl Grpc {
             let mut response = too_large::in_etcds_words(response);
             let held = answers::held(&mut response);
             let sent = sent.and_then(|sent: Sent| sent.unless_ended(response.headers()));
-            response.map(|body| Answer { body, sent, _held: held })
+            response.map(|content| Answer { content, sent, _held: held })
         }
     }
 
-    fn call<B>(&self, request: Request<RequestBody<B>>) -> impl Future<Output = Response<Body>> + Send + use<B>
+    fn call<B>(&self, request: Request<RequestBody<B>>) -> impl Future<Output = Response<Content>> + Send + use<B>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        let of_service = |answer: Result<Response<Body>, Infallible>| infallible(answer).map(Content::Stream);
         let answer = match Direct::of(request.uri().path()) {
-            Some(Direct::Kv) => self.kv.clone().call(request),
+            Some(Direct::Unary(call)) if unary::is_plain(request.headers()) => {
+                return Either::Left(self.call_unary(call, request));
+            }
+            Some(Direct::Unary(_) | Direct::Kv) => self.kv.clone().call(request),
             Some(Direct::Lease) => self.lease.clone().call(request),
             Some(Direct::Watch) => self.watch.clone().call(request),
             None => {
                 let answer = self.others.clone().call(request.map(axum::body::Body::new));
-                return Either::Right(answer.map(|answer| infallible(answer).map(Body::new)));
+                let answer = answer.map(|answer| infallible(answer).map(|body| Content::Stream(Body::new(body))));
+                return Either::Right(Either::Right(answer));
             }
         };
-        Either::Left(answer.map(infallible))
+        Either::Right(Either::Left(answer.map(of_service)))
+    }
+
+    fn call_unary<B>(
+        &self,
+        call: Unary,
+        request: Request<RequestBody<B>>,
+    ) -> impl Future<Output = Response<Content>> + Send + use<B>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (kv, max) = (self.kv_service.clone(), self.message_bytes_max);
+        async move {
+            let (parts, body) = request.into_parts();
+            let message = match unary::receive(body, max).await {
+                Ok(message) => message,
+                Err(status) => return status.into_http(),
+            };
+            let metadata = MetadataMap::from_headers(parts.headers);
+            match call.carry_out(&kv, tonic::Request::from_parts(metadata, parts.extensions, message)).await {
+                Ok(answer) => {
+                    let (metadata, message, extensions) = answer.into_parts();
+                    let mut answer = Response::new(Content::Message(message));
+                    *answer.headers_mut() = metadata.into_headers();
+                    answer.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+                    *answer.extensions_mut() = extensions;
+                    answer
+                }
+                Err(status) => status.into_http(),
+            }
+        }
+    }
+
+    /// The unary call at a path, if it is one that [`Grpc::carry_out`] does.
+    pub fn unary(path: &str, headers: &HeaderMap) -> Option<Unary> {
+        match Direct::of(path)? {
+            Direct::Unary(call) => unary::is_plain(headers).then_some(call),
+            _ => None,
+        }
+    }
+
+    /// Carries a unary call out, whose message is there, and counts it. The answer is one message with its prefix.
+    pub fn carry_out(
+        &self,
+        call: Unary,
+        (path, headers): (&str, &HeaderMap),
+        request: tonic::Request<Bytes>,
+    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + use<> {
+        let counts = self.count.begin(path, headers);
+        let kv = self.kv_service.clone();
+        async move {
+            let bytes = request.get_ref().len();
+            let sent = counts.map(|(mut received, sent)| {
+                received.count(bytes);
+                sent
+            });
+            let answer = call.carry_out(&kv, request).await;
+            if let Some(sent) = sent {
+                sent.end(answer.as_ref().map(|answer| answer.get_ref().len()));
+            }
+            let (_, message, mut extensions) = answer?.into_parts();
+            Ok((message, answers::held_in(&mut extensions)))
+        }
+    }
+}
+
+/// The unary calls that are made often.
+#[derive(Debug, Clone, Copy)]
+pub enum Unary {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+}
+
+impl Unary {
+    async fn carry_out(self, kv: &KvService, request: tonic::Request<Bytes>) -> Result<tonic::Response<Bytes>, Status> {
+        match self {
+            Unary::Range => unary::carry_out(request, |request| kv.range(request)).await,
+            Unary::Put => unary::carry_out(request, |request| kv.put(request)).await,
+            Unary::DeleteRange => unary::carry_out(request, |request| kv.delete_range(request)).await,
+            Unary::Txn => unary::carry_out(request, |request| kv.txn(request)).await,
+        }
     }
 }
 
 enum Direct {
+    Unary(Unary),
     Kv,
     Lease,
     Watch,
@@ -181,13 +285,17 @@ enum Direct {
 
 impl Direct {
     fn of(path: &str) -> Option<Direct> {
-        let (service, _) = path.strip_prefix("/etcdserverpb.")?.split_once('/')?;
-        match service {
-            "KV" => Some(Direct::Kv),
-            "Lease" => Some(Direct::Lease),
-            "Watch" => Some(Direct::Watch),
-            _ => None,
-        }
+        let (service, method) = path.strip_prefix("/etcdserverpb.")?.split_once('/')?;
+        Some(match (service, method) {
+            ("KV", "Range") => Direct::Unary(Unary::Range),
+            ("KV", "Put") => Direct::Unary(Unary::Put),
+            ("KV", "DeleteRange") => Direct::Unary(Unary::DeleteRange),
+            ("KV", "Txn") => Direct::Unary(Unary::Txn),
+            ("KV", _) => Direct::Kv,
+            ("Lease", _) => Direct::Lease,
+            ("Watch", _) => Direct::Watch,
+            _ => return None,
+        })
     }
 }
 
@@ -231,9 +339,22 @@ impl Service<Request<axum::body::Body>> for Grpc {
     }
 }
 
+/// What a service answers.
+#[derive(Default)]
+enum Content {
+    /// One message, and that the call has succeeded.
+    Message(Bytes),
+    /// The message has been sent.
+    Success,
+    Stream(Body),
+    /// All has been said in the headers.
+    #[default]
+    Nothing,
+}
+
 /// The body of an answer: what a service gives, counted, and held until it is sent.
 pub struct Answer {
-    body: Body,
+    content: Content,
     sent: Option<Sent>,
     _held: Option<Arc<Held>>,
 }
@@ -243,7 +364,19 @@ impl HttpBody for Answer {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = match std::mem::take(&mut self.content) {
+            Content::Message(message) => {
+                self.content = Content::Success;
+                Some(Ok(Frame::data(message)))
+            }
+            Content::Success => Some(Ok(Frame::trailers(success()))),
+            Content::Stream(mut body) => {
+                let frame = Pin::new(&mut body).poll_frame(cx);
+                self.content = Content::Stream(body);
+                std::task::ready!(frame)
+            }
+            Content::Nothing => None,
+        };
         if let (Some(Ok(frame)), Some(sent)) = (&frame, &mut self.sent) {
             sent.see(frame);
         }
@@ -251,10 +384,25 @@ impl HttpBody for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.content {
+            Content::Message(_) | Content::Success => false,
+            Content::Stream(body) => body.is_end_stream(),
+            Content::Nothing => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.content {
+            // Trailers follow: nobody needs to know the length beforehand.
+            Content::Message(_) | Content::Success => SizeHint::default(),
+            Content::Stream(body) => body.size_hint(),
+            Content::Nothing => SizeHint::with_exact(0),
+        }
     }
+}
+
+fn success() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    trailers
 }

@@ -8,12 +8,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request};
+use http::{HeaderMap, HeaderName};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntCounter;
 use tonic::{Code, Status};
 
-use crate::metrics::{Metrics, rpc::Method};
+use crate::{
+    metrics::{Metrics, rpc::Method},
+    unary::PREFIX_BYTES,
+};
 
 /// What the client says it is. (etcd: `api/v3rpc/rpctypes/metadatafields.go`.)
 const CLIENT_VERSION: HeaderName = HeaderName::from_static("client-api-version");
@@ -28,11 +31,11 @@ pub struct RpcCount {
 impl RpcCount {
     /// Counts that a call begins; gives what counts the messages of its request, and its answer. None where the path is
     /// none of an RPC.
-    pub fn begin<B>(&self, request: &Request<B>) -> Option<(Messages, Sent)> {
+    pub fn begin(&self, path: &str, headers: &HeaderMap) -> Option<(Messages, Sent)> {
         let rpc = &self.metrics.rpc;
-        let method = rpc.method(request.uri().path())?;
+        let method = rpc.method(path)?;
         method.started.inc();
-        let version = request.headers().get(CLIENT_VERSION).and_then(|version| version.to_str().ok());
+        let version = headers.get(CLIENT_VERSION).and_then(|version| version.to_str().ok());
         rpc.count_client(method.is_unary, version);
         let received = Messages::new(method.received.clone(), method.received_bytes.clone());
         let messages = Messages::new(method.sent.clone(), method.sent_bytes.clone());
@@ -86,7 +89,7 @@ impl Drop for End {
 pub struct Messages {
     count: IntCounter,
     bytes: IntCounter,
-    head: [u8; 5],
+    head: [u8; PREFIX_BYTES],
     head_len: usize,
     /// Bytes that the message still has.
     left: usize,
@@ -94,7 +97,7 @@ pub struct Messages {
 
 impl Messages {
     fn new(count: IntCounter, bytes: IntCounter) -> Self {
-        Messages { count, bytes, head: [0; 5], head_len: 0, left: 0 }
+        Messages { count, bytes, head: [0; PREFIX_BYTES], head_len: 0, left: 0 }
     }
 
     fn see(&mut self, mut data: &[u8]) {
@@ -113,10 +116,15 @@ impl Messages {
                 let [_, length @ ..] = self.head;
                 self.left = u32::from_be_bytes(length) as usize;
                 self.head_len = 0;
-                self.count.inc();
-                self.bytes.inc_by(self.left as u64);
+                self.count(self.left);
             }
         }
+    }
+
+    /// Counts a message.
+    pub fn count(&mut self, bytes: usize) {
+        self.count.inc();
+        self.bytes.inc_by(bytes as u64);
     }
 }
 
@@ -166,6 +174,17 @@ impl Sent {
         }
     }
 
+    /// Counts the answer to a unary call: a message of so many bytes with its prefix, or a refusal.
+    pub fn end(mut self, answer: Result<usize, &Status>) {
+        match answer {
+            Ok(bytes) => {
+                self.messages.count(bytes - PREFIX_BYTES);
+                self.end.count(Code::Ok);
+            }
+            Err(status) => self.end.count(status.code()),
+        }
+    }
+
     pub fn see(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.messages.see(data);
@@ -185,7 +204,7 @@ mod tests {
     fn begun(path: &str) -> (Arc<Metrics>, Option<Sent>) {
         let metrics = Metrics::for_tests();
         let count = RpcCount { metrics: metrics.clone(), slow: Duration::from_secs(1) };
-        let counts = count.begin(&Request::get(path).body(()).unwrap());
+        let counts = count.begin(path, &HeaderMap::new());
         (metrics, counts.map(|(_, sent)| sent))
     }
 

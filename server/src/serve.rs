@@ -1,31 +1,53 @@
 //! Listeners and connections: gRPC and HTTP on one port, told apart by their paths.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::Router;
+use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, future::Either};
-use http_body_util::Either as EitherBody;
-use hyper::body::Incoming;
+use http::{Extensions, Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
-use tokio::{sync::Semaphore, time::timeout};
+use proto::http2::PREFACE;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    sync::Semaphore,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+use tower::ServiceExt as _;
 
 use crate::{
     config::Connections,
-    grpc::Grpc,
-    guard::{Guard, answers::Answers},
+    grpc::{BoxError, Grpc, Unary},
+    guard::{
+        Guard,
+        answers::{Answers, Held},
+    },
+    http2,
     listen::{Io, Listener, Socket},
     tls::{self, ClientCertificate},
 };
 
-/// What a client may send ahead, so that a large request is not slowed down by round trips.
+/// What a member may send ahead, so that a large request is not slowed down by round trips.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Each connection may fill its window with what is not read yet.
 const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// What is read at once of what a client begins with.
+const BEGIN_BYTES: usize = 4096;
 /// Streams that a client may give up before they are looked at. A client that drops many calls at once is no attacker.
 const PENDING_RESETS_MAX: usize = 1024;
 /// What a client gets to say whether it speaks HTTP/1 or 2. hyper gives it as long for the headers of HTTP/1.
@@ -118,29 +140,29 @@ impl Server {
     }
 
     async fn serve(self, socket: Socket, remote: Option<SocketAddr>, door: Door) {
-        let Some(Some(accepted)) = self.stop.run_until_cancelled(door.open(socket, remote)).await else { return };
-        let (grpc, routes) = (door.grpc, TowerToHyperService::new(door.routes));
+        let opened = async {
+            let mut accepted = door.open(socket, remote).await?;
+            let begun = match door.grpc {
+                Some(_) => timeout(BEGIN_MAX, begin(&mut accepted.io)).await.ok()?.ok()?,
+                None => BytesMut::new(),
+            };
+            Some((accepted, begun))
+        };
+        let Some(Some((accepted, mut begun))) = self.stop.run_until_cancelled(opened).await else { return };
         let Accepted { io, is_secured, certificate } = accepted;
-        let answers = Answers::new();
+        let client = Client { routes: door.routes, answers: Answers::new(), is_secured, certificate };
+        match door.grpc {
+            Some(grpc) if begun.starts_with(PREFACE) => {
+                let input = begun.split_off(PREFACE.len());
+                http2::serve(io, input, Caller { grpc, client }, &self.connections, &self.stop).await;
+            }
+            _ => self.serve_with_hyper(Prefixed { begun, io }, client).await,
+        }
+    }
+
+    async fn serve_with_hyper(&self, io: Prefixed, client: Client) {
         let io = Guard::new(io, BEGIN_MAX, self.connections.ping_min_time);
-        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-            if is_secured {
-                request.extensions_mut().insert(tls::Secured);
-            }
-            if let Some(certificate) = &certificate {
-                request.extensions_mut().insert(certificate.clone());
-            }
-            request.extensions_mut().insert(answers.clone());
-            match &grpc {
-                Some(grpc) if Grpc::is_direct(request.uri().path()) => {
-                    Either::Left(grpc.answer(request).map(|answer| Ok::<_, Infallible>(answer.map(EitherBody::Left))))
-                }
-                _ => {
-                    let answer = hyper::service::Service::call(&routes, request);
-                    Either::Right(answer.map(|answer| answer.map(|answer| answer.map(EitherBody::Right))))
-                }
-            }
-        });
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| client.route(request));
         let builder = self.builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
@@ -170,6 +192,146 @@ impl Server {
             .keep_alive_timeout(self.connections.keepalive_timeout);
         builder
     }
+}
+
+/// What a client has begun with: as much as tells HTTP/2 from 1, and what came with it.
+async fn begin(io: &mut Io) -> io::Result<BytesMut> {
+    let mut begun = BytesMut::with_capacity(BEGIN_BYTES);
+    while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+        if io.read_buf(&mut begun).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(begun)
+}
+
+/// A stream of which some has been read already.
+struct Prefixed {
+    begun: BytesMut,
+    io: Io,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.begun.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.begun.len().min(buf.remaining());
+        buf.put_slice(&self.begun.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The other end of a connection.
+#[derive(Clone)]
+struct Client {
+    routes: Router,
+    answers: Arc<Answers>,
+    is_secured: bool,
+    certificate: Option<ClientCertificate>,
+}
+
+impl Client {
+    /// Adds what is known of who makes a request.
+    fn mark(&self, extensions: &mut Extensions) {
+        if self.is_secured {
+            extensions.insert(tls::Secured);
+        }
+        if let Some(certificate) = &self.certificate {
+            extensions.insert(certificate.clone());
+        }
+        extensions.insert(self.answers.clone());
+    }
+
+    fn route<B>(
+        &self,
+        mut request: Request<B>,
+    ) -> impl Future<Output = Result<Response<axum::body::Body>, Infallible>> + Send + use<B>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.mark(request.extensions_mut());
+        self.routes.clone().oneshot(request.map(axum::body::Body::new))
+    }
+}
+
+/// The other end of a connection, by HTTP/2.
+struct Caller {
+    grpc: Grpc,
+    client: Client,
+}
+
+impl http2::Handler for Caller {
+    type Unary = Unary;
+
+    fn unary(&self, head: &http2::Head) -> Option<Unary> {
+        Grpc::unary(head.uri.path(), &head.headers)
+    }
+
+    fn carry_out(
+        &self,
+        call: Unary,
+        head: &http2::Head,
+        message: Bytes,
+    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + 'static {
+        let mut request = tonic::Request::new(message);
+        self.client.mark(request.extensions_mut());
+        // What the services ask for.
+        for name in ["hasleader", "token", "authorization", "grpcgateway-accept"] {
+            if let Some(value) = head.headers.get(name) {
+                request.metadata_mut().as_mut().insert(name, value.clone());
+            }
+        }
+        self.grpc.carry_out(call, (head.uri.path(), &head.headers), request)
+    }
+
+    fn answer(
+        &self,
+        mut request: Request<http2::Body>,
+    ) -> impl Future<Output = Response<http2::Content>> + Send + 'static {
+        if Grpc::is_direct(request.uri().path()) {
+            self.client.mark(request.extensions_mut());
+            let answer = self.grpc.answer(request);
+            return Either::Left(answer.map(|answer| answer.map(boxed)));
+        }
+        let answer = self.client.route(request);
+        Either::Right(answer.map(|answer| answer.unwrap_or_else(|never| match never {}).map(boxed)))
+    }
+}
+
+fn boxed<B>(body: B) -> http2::Content
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    body.map_err(Into::into).boxed_unsync()
 }
 
 impl Door {

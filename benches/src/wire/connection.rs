@@ -9,24 +9,19 @@ use std::{
     collections::{HashMap, VecDeque},
 };
 
-use tonic::{Code, Status};
-
-use super::{
-    frame::{self, HEAD_BYTES, Head},
+use proto::http2::{
+    PREFACE,
+    frame::{
+        self, DEFAULT_FRAME_BYTES, DEFAULT_WINDOW, HEAD_BYTES, Head, SETTING_ENABLE_PUSH, SETTING_HEADER_TABLE_SIZE,
+        SETTING_INITIAL_WINDOW_SIZE, SETTING_MAX_CONCURRENT_STREAMS, SETTING_MAX_FRAME_SIZE,
+    },
     hpack::{Decoder, Encoder, HpackError, TABLE_BYTES},
 };
+use tonic::{Code, Status};
 
 #[cfg(test)]
 mod tests;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTING_HEADER_TABLE_SIZE: u16 = 1;
-const SETTING_ENABLE_PUSH: u16 = 2;
-const SETTING_MAX_CONCURRENT_STREAMS: u16 = 3;
-const SETTING_INITIAL_WINDOW_SIZE: u16 = 4;
-const SETTING_MAX_FRAME_SIZE: u16 = 5;
-const DEFAULT_WINDOW: i64 = 65_535;
-const DEFAULT_FRAME_BYTES: usize = 16_384;
 /// What a stream, and the connection, may be sent before we say that there is room again; half of it used, we do.
 const WINDOW: u32 = 1 << 30;
 /// gRPC's prefix of a message: compressed or not, and its length.
@@ -314,7 +309,7 @@ impl Connection {
             let begin = *at + HEAD_BYTES;
             let Some(payload) = input.get(begin..begin + head.length) else { return Ok(None) };
             *at = begin + head.length;
-            let content = head.content_or(payload)?;
+            let content = content_or(&head, payload)?;
             match head.kind {
                 frame::DATA => {
                     self.count_received(&head);
@@ -496,14 +491,12 @@ impl Connection {
     }
 }
 
-impl Head {
-    fn content_or<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], ConnectionError> {
-        match self.kind {
-            frame::DATA | frame::HEADERS => {
-                self.content(payload).ok_or(ConnectionError::Protocol("a frame is shorter than its padding"))
-            }
-            _ => Ok(payload),
+fn content_or<'a>(head: &Head, payload: &'a [u8]) -> Result<&'a [u8], ConnectionError> {
+    match head.kind {
+        frame::DATA | frame::HEADERS => {
+            head.content(payload).ok_or(ConnectionError::Protocol("a frame is shorter than its padding"))
         }
+        _ => Ok(payload),
     }
 }
 

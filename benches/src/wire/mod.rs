@@ -3,8 +3,7 @@
 //!
 //! ```text
 //! socket.rs ──> connection.rs   frames, windows, streams: events out, requests gathered for one write
-//!                 frame.rs      heads of frames
-//!                 hpack.rs, huffman.rs   headers
+//!                 proto::http2   heads of frames, headers
 //!               protobuf.rs   answers read where they lie
 //! epoll.rs      waiting
 //! ```
@@ -15,9 +14,6 @@
 
 mod connection;
 pub mod epoll;
-mod frame;
-mod hpack;
-mod huffman;
 pub mod protobuf;
 mod socket;
 

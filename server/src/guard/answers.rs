@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use http::Response;
+use http::{Extensions, Response};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 /// Bytes of answers that wait on a connection, from which on it gets no further reads.
@@ -89,7 +89,12 @@ impl Drop for Held {
 
 /// Takes out of a response what counts it: to be dropped when its body has gone.
 pub fn held<B>(response: &mut Response<B>) -> Option<Arc<Held>> {
-    response.extensions_mut().remove::<Arc<Held>>()
+    held_in(response.extensions_mut())
+}
+
+/// The same of a response's extensions.
+pub fn held_in(extensions: &mut Extensions) -> Option<Arc<Held>> {
+    extensions.remove::<Arc<Held>>()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 pub mod answers;
 mod frames;
-mod pings;
+pub mod pings;
 pub mod requests;
 
 use std::{
@@ -32,7 +32,7 @@ use tokio::{
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const ENHANCE_YOUR_CALM: u32 = 11;
 /// What a client that is sent away gets to read the reason in, as in grpc-go.
-const LEAVE_MAX: Duration = Duration::from_secs(1);
+pub const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// A connection under guard.
 pub struct Guard<T> {

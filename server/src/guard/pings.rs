@@ -39,7 +39,7 @@ impl Pings {
             RST_STREAM => {
                 self.open.remove(&head.stream);
             }
-            PING if head.flags & ACK == 0 => return self.ping(now),
+            PING if head.flags & ACK == 0 => return self.take(!self.open.is_empty(), now),
             _ => {}
         }
         true
@@ -48,7 +48,7 @@ impl Pings {
     /// Takes a frame of the server.
     pub fn sent(&mut self, head: Head) {
         if head.kind == DATA || head.kind == HEADERS {
-            self.has_answered = true;
+            self.answered();
             if head.flags & END_STREAM != 0 {
                 self.open.remove(&head.stream);
             }
@@ -62,13 +62,20 @@ impl Pings {
         self.last_stream
     }
 
-    fn ping(&mut self, now: Instant) -> bool {
+    /// Notes that a part of an answer has gone out.
+    pub fn answered(&mut self) {
+        self.has_answered = true;
+    }
+
+    /// Takes a ping. False when it is one too many.
+    #[must_use]
+    pub fn take(&mut self, has_calls: bool, now: Instant) -> bool {
         let last = self.last.replace(now);
         if std::mem::take(&mut self.has_answered) {
             self.strikes = 0;
             return true;
         }
-        let apart = if self.open.is_empty() { WITHOUT_CALLS } else { self.min_time };
+        let apart = if has_calls { self.min_time } else { WITHOUT_CALLS };
         if last.is_some_and(|last| now.duration_since(last) < apart) {
             self.strikes += 1;
         }

@@ -1,4 +1,4 @@
-//! Header compression (RFC 7541), as much as a client of gRPC needs.
+//! Header compression (RFC 7541): blocks are read whatever they hold, and written as a client of gRPC needs.
 //!
 //! Both directions use the dynamic table, as real clients and servers do: a server that had to read or write every
 //! field anew for each request would be measured at work it does not have in practice.
@@ -93,6 +93,8 @@ pub enum HpackError {
     Huffman,
     #[error("the header table was set to {0} bytes, more than was offered")]
     TableSize(usize),
+    #[error("the size of the header table is set behind a field")]
+    LateTableSize,
 }
 
 /// Appends a number whose first byte shares its upper bits with `flags` (section 5.1).
@@ -109,6 +111,42 @@ fn put_number(out: &mut Vec<u8>, flags: u8, prefix_bits: u32, number: usize) {
     }
     out.push(rest as u8);
 }
+
+/// Appends a field that the peer does not keep (section 6.2.2).
+pub fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    match STATIC.iter().position(|entry| entry.0.as_bytes() == name) {
+        Some(index) => put_number(out, 0, 4, index + 1),
+        None => {
+            out.push(0);
+            put_number(out, 0, 7, name.len());
+            out.extend_from_slice(name);
+        }
+    }
+    put_number(out, 0, 7, value.len());
+    out.extend_from_slice(value);
+}
+
+/// Appends a field that the peer keeps as its newest (section 6.2.1).
+pub fn put_kept_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.push(LITERAL_KEPT);
+    put_number(out, 0, 7, name.len());
+    out.extend_from_slice(name);
+    put_number(out, 0, 7, value.len());
+    out.extend_from_slice(value);
+}
+
+/// Appends a field of the table: the static one's from 1 on, then what was kept, newest first (section 6.1).
+pub fn put_indexed(out: &mut Vec<u8>, index: usize) {
+    put_number(out, INDEXED, 7, index);
+}
+
+/// Appends that the table is to hold no more than `bytes` (section 6.3).
+pub fn put_table_size(out: &mut Vec<u8>, bytes: usize) {
+    put_number(out, TABLE_SIZE, 5, bytes);
+}
+
+/// The index of the newest field that was kept.
+pub const NEWEST: usize = STATIC.len() + 1;
 
 fn put_string(out: &mut Vec<u8>, text: &str) {
     put_number(out, 0, 7, text.len());
@@ -171,7 +209,13 @@ impl Decoder {
 
     pub fn decode(&mut self, block: &[u8], mut field: impl FnMut(&[u8], &[u8])) -> Result<(), HpackError> {
         let mut rest = block;
+        let mut begun = false;
         while let Some(&first) = rest.first() {
+            let sets_size = first & (INDEXED | LITERAL_KEPT | TABLE_SIZE) == TABLE_SIZE;
+            if sets_size && begun {
+                return Err(HpackError::LateTableSize);
+            }
+            begun |= !sets_size;
             if first & INDEXED != 0 {
                 let index = number(&mut rest, 7)?;
                 let (name, value) = self.entry(index)?;
@@ -180,7 +224,7 @@ impl Decoder {
                 let (name, value) = self.literal(&mut rest, 6)?;
                 field(&name, &value);
                 self.keep(name, value);
-            } else if first & TABLE_SIZE != 0 {
+            } else if sets_size {
                 let size = number(&mut rest, 5)?;
                 if size > TABLE_BYTES {
                     return Err(HpackError::TableSize(size));
@@ -324,6 +368,7 @@ mod tests {
             ("0003", HpackError::Short),
             ("0001788100", HpackError::Huffman),
             ("3fe2ff0f", HpackError::TableSize(262_145)),
+            ("8220", HpackError::LateTableSize),
         ] {
             assert_eq!(fields(&mut Decoder::default(), &hex(block)), Err(error), "{block}");
         }

@@ -1,4 +1,4 @@
-//! Frame headers of HTTP/2 (RFC 9113, section 4.1): length, kind, flags, stream.
+//! Frames of HTTP/2 (RFC 9113). Each begins with a head (section 4.1): length, kind, flags, stream.
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -18,6 +18,28 @@ pub const PADDED: u8 = 8;
 pub const PRIORITIZED: u8 = 0x20;
 
 pub const HEAD_BYTES: usize = 9;
+
+// Section 6.5.2.
+pub const SETTING_HEADER_TABLE_SIZE: u16 = 1;
+pub const SETTING_ENABLE_PUSH: u16 = 2;
+pub const SETTING_MAX_CONCURRENT_STREAMS: u16 = 3;
+pub const SETTING_INITIAL_WINDOW_SIZE: u16 = 4;
+pub const SETTING_MAX_FRAME_SIZE: u16 = 5;
+pub const SETTING_MAX_HEADER_LIST_SIZE: u16 = 6;
+pub const DEFAULT_WINDOW: i64 = 65_535;
+pub const DEFAULT_FRAME_BYTES: usize = 16_384;
+
+// Section 7.
+pub const NO_ERROR: u32 = 0;
+pub const PROTOCOL_ERROR: u32 = 1;
+pub const INTERNAL_ERROR: u32 = 2;
+pub const FLOW_CONTROL_ERROR: u32 = 3;
+pub const STREAM_CLOSED: u32 = 5;
+pub const FRAME_SIZE_ERROR: u32 = 6;
+pub const REFUSED_STREAM: u32 = 7;
+pub const CANCEL: u32 = 8;
+pub const COMPRESSION_ERROR: u32 = 9;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
