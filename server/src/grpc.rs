@@ -268,7 +268,7 @@ pub enum Unary {
 impl Unary {
     async fn carry_out(self, kv: &KvService, request: tonic::Request<Bytes>) -> Result<tonic::Response<Bytes>, Status> {
         match self {
-            Unary::Range => unary::carry_out(request, |request| kv.range(request)).await,
+            Unary::Range => kv.range_encoded(unary::decode(request)?).await,
             Unary::Put => unary::carry_out(request, |request| kv.put(request)).await,
             Unary::DeleteRange => unary::carry_out(request, |request| kv.delete_range(request)).await,
             Unary::Txn => unary::carry_out(request, |request| kv.txn(request)).await,

@@ -9,6 +9,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use bytes::Bytes;
 use futures::Stream;
 use proto::{
     command::{AuthInfo, command::Op, outcome::Result as Outcome},
@@ -17,7 +18,7 @@ use proto::{
         RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
     },
 };
-use storage::{AuthState, RangeCursor, Right, cost, host};
+use storage::{AuthState, RangeCursor, ReadError, Right, Store, cost, host};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -28,9 +29,11 @@ use crate::{
     checks,
     context::Context,
     guard::answers::{self, Answers},
-    quota,
+    quota, unary,
 };
 
+/// Of answers.
+const HEADER_FIELD: u32 = 1;
 /// A range that may bring more keys than this is read on a thread that may block.
 const INLINE_KEYS_MAX: i64 = 32;
 const STREAM_PART_BYTES: usize = 512 * 1024;
@@ -46,15 +49,60 @@ impl KvService {
         KvService { ctx }
     }
 
-    async fn read_range(&self, request: RangeRequest, answers: Option<&Answers>) -> Result<RangeResponse, Status> {
+    async fn read_range<T: Send + 'static>(
+        &self,
+        request: RangeRequest,
+        answers: Option<&Answers>,
+        read: impl FnOnce(&Store, &RangeRequest) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
         let is_counted_by_index = request.count_only && request.revision <= 0;
         if is_short(&request) || is_counted_by_index {
             wait_for(answers.map(Answers::room)).await;
-            self.ctx.store.range(&request).map_err(|error| self.ctx.read_error(error))
+            read(&self.ctx.store, &request).map_err(|error| self.ctx.read_error(error))
         } else {
             let _place = wait_for(answers.map(Answers::room_for_range)).await;
-            self.ctx.blocking(move |store| store.range(&request)).await
+            self.ctx.blocking(move |store| read(store, &request)).await
         }
+    }
+
+    /// Range, by `read`; with what bounds the answers of the connection.
+    async fn range_by<T: Send + 'static>(
+        &self,
+        request: Request<RangeRequest>,
+        read: impl FnOnce(&Store, &RangeRequest) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<(T, Option<Arc<Answers>>), Status> {
+        self.admit_range(&request)?;
+        let answers = answers::of(&request);
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
+        checks::range(&request)?;
+        let timed = self.ctx.metrics.request("Range");
+        if !request.serializable {
+            self.ctx.read_barrier().await?;
+        }
+        let (key, range_end) = (request.key.clone(), request.range_end.clone());
+        let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_keys(info, &key, &range_end, Right::Read);
+        let read = self.read_range(request, answers.as_deref(), read);
+        let read = self.ctx.read_by(&caller, check, read).await?;
+        timed.done();
+        Ok((read, answers))
+    }
+
+    /// Range, whose answer is put together as it stands on the wire where that can be: a message with its prefix.
+    pub async fn range_encoded(&self, request: Request<RangeRequest>) -> Result<Response<Bytes>, Status> {
+        if !storage::is_plain(request.get_ref()) {
+            let (message, answer, extensions) = self.range(request).await?.into_parts();
+            return Ok(Response::from_parts(message, unary::with_prefix(&answer)?, extensions));
+        }
+        let ctx = self.ctx.clone();
+        let begin = move |revision, out: &mut Vec<u8>| {
+            out.extend([0; unary::PREFIX_BYTES]);
+            prost::encoding::message::encode(HEADER_FIELD, &ctx.header(revision), out);
+        };
+        let read = move |store: &Store, request: &RangeRequest| store.range_encoded(request, &begin);
+        let (mut message, answers) = self.range_by(request, read).await?;
+        unary::set_prefix(&mut message)?;
+        let bytes = message.len();
+        Ok(answers::counted_bytes(Bytes::from(message), bytes, answers.as_ref()))
     }
 
     async fn read_txn(&self, request: TxnRequest, answers: Option<&Answers>) -> Result<TxnResponse, Status> {
@@ -92,18 +140,7 @@ impl KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        self.admit_range(&request)?;
-        let answers = answers::of(&request);
-        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
-        checks::range(&request)?;
-        let timed = self.ctx.metrics.request("Range");
-        if !request.serializable {
-            self.ctx.read_barrier().await?;
-        }
-        let (key, range_end) = (request.key.clone(), request.range_end.clone());
-        let check = |auth: &AuthState, info: Option<&AuthInfo>| auth.check_keys(info, &key, &range_end, Right::Read);
-        let mut response = self.ctx.read_by(&caller, check, self.read_range(request, answers.as_deref())).await?;
-        timed.done();
+        let (mut response, answers) = self.range_by(request, Store::range).await?;
         self.ctx.stamp(&mut response.header);
         Ok(answers::counted(response, answers.as_ref()))
     }

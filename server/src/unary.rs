@@ -4,7 +4,7 @@
 
 use std::pin::Pin;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as HttpBody;
@@ -34,11 +34,18 @@ where
     A: Message,
     F: Future<Output = Result<Response<A>, Status>>,
 {
+    let (metadata, answer, extensions) = call(decode(request)?).await?.into_parts();
+    Ok(Response::from_parts(metadata, with_prefix(&answer)?, extensions))
+}
+
+/// Decodes the message of a call.
+///
+/// # Errors
+/// When the bytes are no message.
+pub fn decode<Q: Message + Default>(request: tonic::Request<Bytes>) -> Result<tonic::Request<Q>, Status> {
     let (metadata, extensions, message) = request.into_parts();
     let message = Q::decode(message).map_err(|error| Status::internal(error.to_string()))?;
-    let (metadata, answer, extensions) =
-        call(tonic::Request::from_parts(metadata, extensions, message)).await?.into_parts();
-    Ok(Response::from_parts(metadata, with_prefix(&answer)?, extensions))
+    Ok(tonic::Request::from_parts(metadata, extensions, message))
 }
 
 /// The message that these bytes are, if they are one and no more.
@@ -109,15 +116,26 @@ where
     Ok(gathered.freeze())
 }
 
-fn with_prefix(message: &impl Message) -> Result<Bytes, Status> {
-    let bytes = message.encoded_len();
+/// Encodes a message behind its prefix.
+pub fn with_prefix(message: &impl Message) -> Result<Bytes, Status> {
+    let mut encoded = Vec::with_capacity(PREFIX_BYTES + message.encoded_len());
+    encoded.extend([0; PREFIX_BYTES]);
+    message.encode_raw(&mut encoded);
+    set_prefix(&mut encoded)?;
+    Ok(encoded.into())
+}
+
+/// Sets the prefix of an encoded message, for which there is room before it.
+///
+/// # Errors
+/// When the message is longer than a prefix can say.
+pub fn set_prefix(encoded: &mut [u8]) -> Result<(), Status> {
+    let bytes = encoded.len() - PREFIX_BYTES;
     let length = u32::try_from(bytes)
         .map_err(|_| Status::resource_exhausted(format!("an answer of {bytes} bytes is longer than gRPC takes")))?;
-    let mut encoded = BytesMut::with_capacity(PREFIX_BYTES + bytes);
-    encoded.put_u8(0);
-    encoded.put_u32(length);
-    message.encode_raw(&mut encoded);
-    Ok(encoded.freeze())
+    encoded[0] = 0;
+    encoded[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -104,6 +104,11 @@ impl Db {
         record::decode_version(at, value, Bytes::copy_from_slice(key)).map_err(|e| self.damaged(DATA, at, e))
     }
 
+    /// See [`record::open_version`].
+    pub fn open_version<'a>(&self, at: &[u8], value: &'a [u8]) -> Result<Option<&'a [u8]>, StorageError> {
+        record::open_version(at, value).map_err(|e| self.damaged(DATA, at, e))
+    }
+
     /// Whether RocksDB makes writers wait, or stops them.
     pub fn writes_wait(&self) -> bool {
         let is_set = |name: &str| self.raw.property_int_value(name).is_ok_and(|value| value.is_some_and(|n| n > 0));

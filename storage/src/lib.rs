@@ -65,6 +65,7 @@ pub use hash::HashKv;
 pub use history::Version;
 pub use lease::LeaseInfo;
 pub use load::{Compaction, Loader, Settled, settle};
+pub use range::is_plain;
 pub use record::Kind;
 pub use snapshot::Checkpoint;
 pub use stats::{Engine, Stats, Work, name_of};

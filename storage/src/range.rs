@@ -1,9 +1,13 @@
 //! Range: which keys, in which order, how many. (etcd: `server/etcdserver/txn/range.go`, `mvcc/kvstore_txn.go`.)
 //!
+//! A version stands in `data` as it stands in an answer, but for its key. So an answer that takes versions as they come
+//! ([`is_plain`]) is put together from their bytes, and none is decoded.
+//!
 //! At the current revision the key index answers everything but the values: the count, the order by any number, keys
 //! only. At an older revision the `data` column family is scanned, where the versions of a key stand newest first.
 
 use bytes::Bytes;
+use prost::encoding::{encode_varint, encoded_len_varint};
 use proto::{
     EtcdError, KeyRange, Revision,
     etcdserverpb::{
@@ -140,6 +144,66 @@ impl Snapshot<'_> {
         Ok(RangeResponse { header, kvs, more, count: count as i64 })
     }
 
+    /// [`Snapshot::range`] of a request that [`is_plain`], encoded behind the header, which `begin` writes for the
+    /// revision of this state.
+    pub fn range_encoded(&self, request: &RangeRequest, begin: impl Fn(i64, &mut Vec<u8>)) -> Result<Vec<u8>, Failed> {
+        debug_assert!(is_plain(request) && self.pending.is_none());
+        let revision = self.revision_of(request.revision)?;
+        let range = KeyRange::new(request.key.clone(), request.range_end.clone());
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let mut out = Encoded { bytes: Vec::new(), keys: 0 };
+        begin(self.revision, &mut out.bytes);
+        let (count, more) = if revision == self.revision {
+            let count = self.index.count(&range);
+            self.encode_current(&range, limit.min(count), &mut out)?;
+            (count, count > limit)
+        } else {
+            let mut found = 0;
+            self.scan(&range, revision, limit.saturating_add(1), |key, _, at, value| {
+                let Some(version) = self.db.open_version(at, value)? else { return Ok(false) };
+                found += 1;
+                if found <= limit {
+                    out.put(key, version);
+                }
+                Ok(true)
+            })?;
+            (if found > limit { self.count(&range, revision)? } else { found }, found > limit)
+        };
+        Ok(out.end(more, count))
+    }
+
+    /// The first `keys` of a range, at the current revision.
+    fn encode_current(&self, range: &KeyRange, keys: usize, out: &mut Encoded) -> Result<(), Failed> {
+        let missing = |key: &[u8], entry: &Entry| Failed::Missing {
+            key: Bytes::copy_from_slice(key),
+            revision: entry.mod_revision,
+        };
+        let entries = self.index.range(range).take(keys);
+        if keys <= STEPS_MAX {
+            for (key, entry) in entries {
+                let at = keys::data_key(key, entry.mod_revision);
+                let value = self.db.get(DATA, &at)?.ok_or_else(|| missing(key, entry))?;
+                let version = self.db.open_version(&at, &value)?.ok_or_else(|| missing(key, entry))?;
+                out.put(key, version);
+            }
+            return Ok(());
+        }
+        let mut cursor = self.db.cursor(DATA);
+        for (i, (key, entry)) in entries.enumerate() {
+            let wanted = keys::data_key(key, entry.mod_revision);
+            advance_to(&mut cursor, &wanted)?;
+            let version = match cursor.item()? {
+                Some((at, value)) if at == wanted => self.db.open_version(at, value)?,
+                _ => None,
+            };
+            out.put(key, version.ok_or_else(|| missing(key, entry))?);
+            if i + 1 == SAMPLE {
+                out.reserve_for(keys - SAMPLE);
+            }
+        }
+        Ok(())
+    }
+
     /// The revision a request means: 0 and below is the current one.
     pub fn revision_of(&self, requested: i64) -> Result<i64, EtcdError> {
         let revision = if requested <= 0 { self.revision } else { requested };
@@ -167,8 +231,11 @@ impl Snapshot<'_> {
             return Ok((found, self.index.count(range)));
         }
         let mut found = Vec::new();
-        self.scan(range, revision, limit.unwrap_or(usize::MAX), |kv, at| {
-            found.push(Found { kv, at, has_value: true });
+        self.scan(range, revision, limit.unwrap_or(usize::MAX), |key, version, at, value| {
+            let kv = self.db.decode_version(at, value, key)?;
+            let is_there = kv.is_some();
+            found.extend(kv.map(|kv| Found { kv, at: version, has_value: true }));
+            Ok(is_there)
         })?;
         let all_read = limit.is_none_or(|limit| found.len() < limit);
         let count = if all_read { found.len() } else { self.count(range, revision)? };
@@ -195,13 +262,14 @@ impl Snapshot<'_> {
         Ok(count.max(0) as usize)
     }
 
-    /// Calls `visit` with each key's version at `revision`, in key order, up to `limit` of them.
+    /// Calls `visit` with each key, its last change up to `revision`, and where and what the record of that is, in key
+    /// order, until `visit` has said of `limit` of them that they are versions and no tombstones.
     fn scan(
         &self,
         range: &KeyRange,
         revision: i64,
         limit: usize,
-        mut visit: impl FnMut(KeyValue, Revision),
+        mut visit: impl FnMut(&[u8], Revision, &[u8], &[u8]) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
         debug_assert!(self.pending.is_none_or(Pending::is_empty), "a scan sees what is written only");
         let mut cursor = self.db.cursor(DATA);
@@ -220,8 +288,7 @@ impl Snapshot<'_> {
                 advance_to(&mut cursor, &keys::data_key(&key, newest))?;
                 continue;
             }
-            if let Some(kv) = self.db.decode_version(at, value, &key)? {
-                visit(kv, version);
+            if visit(&key, version, at, value)? {
                 left -= 1;
             }
             advance_to(&mut cursor, &keys::after_versions(&key))?;
@@ -256,6 +323,62 @@ impl Snapshot<'_> {
         }
         Ok(())
     }
+}
+
+/// Versions of which the size of an answer is estimated.
+const SAMPLE: usize = 32;
+
+// Fields of `RangeResponse` and `KeyValue`: the number above three bits of its encoding.
+const KVS: u8 = 2 << 3 | 2;
+const MORE: u8 = 3 << 3;
+const COUNT: u8 = 4 << 3;
+const KEY: u8 = 1 << 3 | 2;
+
+/// An answer that is being put together.
+struct Encoded {
+    bytes: Vec<u8>,
+    keys: usize,
+}
+
+impl Encoded {
+    fn put(&mut self, key: &[u8], version: &[u8]) {
+        let out = &mut self.bytes;
+        // An empty field is left out.
+        let key_bytes = if key.is_empty() { 0 } else { 1 + encoded_len_varint(key.len() as u64) + key.len() };
+        out.push(KVS);
+        encode_varint((key_bytes + version.len()) as u64, out);
+        if !key.is_empty() {
+            out.push(KEY);
+            encode_varint(key.len() as u64, out);
+            out.extend_from_slice(key);
+        }
+        out.extend_from_slice(version);
+        self.keys += 1;
+    }
+
+    /// Makes room for so many further keys like those that there are.
+    fn reserve_for(&mut self, keys: usize) {
+        let each = self.bytes.len() / self.keys;
+        self.bytes.reserve(keys * (each + each / 32));
+    }
+
+    fn end(self, more: bool, count: usize) -> Vec<u8> {
+        let mut out = self.bytes;
+        if more {
+            out.extend([MORE, 1]);
+        }
+        if count > 0 {
+            out.push(COUNT);
+            encode_varint(count as u64, &mut out);
+        }
+        out
+    }
+}
+
+/// Whether a range's answer is the versions as they come, in the order of their keys.
+pub fn is_plain(request: &RangeRequest) -> bool {
+    let is_in_order = request.sort_target() == SortTarget::Key && request.sort_order() != SortOrder::Descend;
+    is_in_order && !is_filtered(request) && !request.count_only && !request.keys_only
 }
 
 /// Moves to the first key not below `target`: by steps while it is near and ahead, else by a seek.

@@ -89,12 +89,15 @@ pub(crate) fn encode_tombstone(at: &[u8]) -> Vec<u8> {
     seal(at, Kind::Delete, &[])
 }
 
+/// The version in a `data` value as it stands there, an encoded [`KeyValue`] without its key; None for a tombstone.
+pub(crate) fn open_version<'a>(at: &[u8], value: &'a [u8]) -> Result<Option<&'a [u8]>, String> {
+    let (kind, payload) = open(at, value)?;
+    Ok((kind == Kind::Put).then_some(payload))
+}
+
 /// The version in a `data` value, with `key` put back; None for a tombstone.
 pub(crate) fn decode_version(at: &[u8], value: &[u8], key: Bytes) -> Result<Option<KeyValue>, String> {
-    let (kind, payload) = open(at, value)?;
-    if kind == Kind::Delete {
-        return Ok(None);
-    }
+    let Some(payload) = open_version(at, value)? else { return Ok(None) };
     let mut kv = KeyValue::decode(payload).map_err(|e| format!("a version does not decode: {e}"))?;
     kv.key = key;
     Ok(Some(kv))

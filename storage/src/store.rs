@@ -213,6 +213,20 @@ impl Store {
         result
     }
 
+    /// The same for a request that [`is_plain`](crate::is_plain): an encoded `RangeResponse` behind what `begin` has
+    /// written for the revision, which is to be its header.
+    pub fn range_encoded(
+        &self,
+        request: &RangeRequest,
+        begin: impl Fn(i64, &mut Vec<u8>),
+    ) -> Result<Vec<u8>, ReadError> {
+        let began = Instant::now();
+        self.inner.counters.add_range();
+        let result = self.read(|snapshot| snapshot.range_encoded(request, &begin));
+        self.inner.options.observer.took(Work::Range { is_done: result.is_ok() }, began.elapsed());
+        result
+    }
+
     /// Evaluates a transaction that only reads, all at one revision.
     pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
         self.read(|snapshot| {

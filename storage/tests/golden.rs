@@ -89,7 +89,7 @@ fn answer(bench: &mut Bench, line: &str, block: &[&str]) -> Vec<String> {
         "revoke" => Op::LeaseRevoke(LeaseRevokeRequest { id: number(1) }),
         "expire" => Op::LeaseExpire(LeaseExpire { ids: vec![number(1)], term: number(2) as u64 }),
         "range" => {
-            return match bench.store.range(&range(&positional, &options)) {
+            return match bench.range(&range(&positional, &options)) {
                 Ok(response) => show_range(&response),
                 Err(ReadError::Request(error)) => vec![error.message().to_string()],
                 Err(error) => panic!("{error}"),

@@ -127,7 +127,7 @@ fn check_range(bench: &Bench, model: &Model, range: (Vec<u8>, Vec<u8>), revision
         limit,
         ..Default::default()
     };
-    let result = bench.store.range(&request);
+    let result = bench.range(&request);
     let revision = if revision == 0 { model.revision() } else { revision };
     match result {
         Err(ReadError::Request(EtcdError::Compacted)) => assert!(revision < model.compacted),

@@ -66,7 +66,13 @@ pub fn of<T>(request: &tonic::Request<T>) -> Option<Arc<Answers>> {
 
 /// A response that counts until it is sent.
 pub fn counted<M: prost::Message>(message: M, answers: Option<&Arc<Answers>>) -> tonic::Response<M> {
-    let held = answers.and_then(|answers| answers.hold(message.encoded_len()));
+    let bytes = message.encoded_len();
+    counted_bytes(message, bytes, answers)
+}
+
+/// The same of one whose size is known.
+pub fn counted_bytes<M>(message: M, bytes: usize, answers: Option<&Arc<Answers>>) -> tonic::Response<M> {
+    let held = answers.and_then(|answers| answers.hold(bytes));
     let mut response = tonic::Response::new(message);
     if let Some(held) = held {
         response.extensions_mut().insert(held);

@@ -11,8 +11,11 @@ use std::{
 
 use parking_lot::Mutex;
 use prost::Message;
-use proto::command::{AuthInfo, Command, Outcome, command::Op};
-use storage::{Applier, Change, LogEntry, Observer, Options, Payload, Store};
+use proto::{
+    command::{AuthInfo, Command, Outcome, command::Op},
+    etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader},
+};
+use storage::{Applier, Change, LogEntry, Observer, Options, Payload, ReadError, Store};
 use tempfile::TempDir;
 
 /// Keeps what it is told.
@@ -41,6 +44,23 @@ impl Bench {
         let dir = TempDir::new().unwrap();
         let (store, told) = open(dir.path());
         Bench { applier: store.applier(), store, told, log: Vec::new(), dir }
+    }
+
+    /// A range, which must be the same when it is encoded by the store.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        let answer = self.store.range(request);
+        if storage::is_plain(request) {
+            let begin = |revision, out: &mut Vec<u8>| {
+                let header = Some(ResponseHeader { revision, ..Default::default() });
+                RangeResponse { header, ..Default::default() }.encode_raw(out);
+            };
+            match (&answer, self.store.range_encoded(request, begin)) {
+                (Ok(answer), Ok(encoded)) => assert_eq!(encoded, answer.encode_to_vec(), "{request:?}"),
+                (Err(error), Err(other)) => assert_eq!(error.to_string(), other.to_string()),
+                (answer, encoded) => panic!("{request:?}: {answer:?}, and encoded {encoded:?}"),
+            }
+        }
+        answer
     }
 
     pub fn apply(&mut self, op: Op) -> Outcome {
