@@ -31,7 +31,7 @@ use crate::{
 
 /// Proposals on their way, at most. (etcd: `maxGapBetweenApplyAndCommitIndex` serves the same end.)
 const PENDING_MAX: i64 = 20_000;
-const BATCH_MAX: usize = 1024;
+const BATCH_MAX: usize = 256;
 
 /// What became of a proposal.
 pub enum Fate {

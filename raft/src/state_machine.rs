@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Entries of one batch, and the bytes of their commands.
-const BATCH_ENTRIES: usize = 2048;
+const BATCH_ENTRIES: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// A snapshot's content.
