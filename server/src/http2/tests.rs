@@ -373,3 +373,62 @@ async fn fields_are_kept_only_as_far_as_the_client_keeps_them() {
         assert_eq!([lengths[2] == 2, lengths[3] == 1], sizes, "{lengths:?}");
     }
 }
+
+/// What a connection makes of bytes, in pieces: its events, how it ends, and what it writes.
+fn outcome(pieces: &[&[u8]]) -> (Vec<String>, Option<Broken>, usize) {
+    let mut connection = Connection::<u32>::new(10, Some(Pings::new(Duration::ZERO)));
+    let (mut input, mut events, mut ended) = (BytesMut::new(), Vec::new(), None);
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        while ended.is_none() {
+            match connection.receive(&mut input) {
+                Ok(Some(event)) => {
+                    events.push(format!("{event:?}"));
+                    match event {
+                        Event::Request { stream, .. } if stream % 3 == 0 => connection.begin_success(stream),
+                        Event::Data { stream, bytes, .. } => {
+                            connection.read(stream, bytes.len());
+                            connection.begin_success(stream);
+                            connection.send_last(stream, bytes);
+                        }
+                        Event::End { stream } => connection.finish(stream, End::Plain),
+                        _ => {}
+                    }
+                    connection.pump();
+                }
+                Ok(None) => break,
+                Err(broken) => ended = Some(broken),
+            }
+        }
+    }
+    (events, ended, connection.out.len())
+}
+
+proptest::proptest! {
+    /// Frames of any kind, with any content, are taken or refused, and it does not matter how they are cut.
+    #[test]
+    fn any_frames_are_taken_or_refused(
+        frames in proptest::collection::vec(
+            (0_u8..11, proptest::prelude::any::<u8>(), 0_u32..8, proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40), 0..3),
+            0..40,
+        ),
+        cuts in proptest::collection::vec(1_usize..200, 0..10),
+    ) {
+        let mut bytes = frame(SETTINGS, 0, 0, &[]);
+        for (kind, flags, stream, content, lawful) in frames {
+            bytes.extend(match lawful {
+                0 => frame(kind, flags, stream, &content),
+                1 => frame(HEADERS, END_HEADERS | (flags & END_STREAM), stream | 1, &head("/stream")),
+                _ => frame(DATA, flags & END_STREAM, stream | 1, &content),
+            });
+        }
+        let (mut pieces, mut rest) = (Vec::new(), &bytes[..]);
+        for cut in cuts {
+            let (piece, behind) = rest.split_at(cut.min(rest.len()));
+            pieces.push(piece);
+            rest = behind;
+        }
+        pieces.push(rest);
+        proptest::prop_assert_eq!(outcome(&pieces), outcome(&[&bytes]));
+    }
+}
