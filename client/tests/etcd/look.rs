@@ -207,6 +207,12 @@ fn who_finds_no_server_is_told_where_it_looked_and_what_to_try() {
     assert_eq!(code, Some(1));
     assert!(error.starts_with("Error: cannot connect") && error.contains("127.0.0.1:1"), "{error}");
     assert!(error.contains("refused") && error.contains("--endpoints or ETCDCTL_ENDPOINTS"), "{error}");
+    for question in [&["endpoint", "health"][..], &["endpoint", "status"], &["endpoint", "hashkv"], &["defrag"]] {
+        let output = alone(&[question, &["--command-timeout=300ms"]].concat(), &[("ETCDCTL_ENDPOINTS", "127.0.0.1:1")]);
+        let (code, error) = refusal(&output);
+        assert_eq!(code, Some(1), "{question:?}");
+        assert!(error.contains("\nTry: is a server running there? --endpoints"), "{question:?}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -73,30 +73,37 @@ async fn health(context: &Context, endpoints: Vec<String>) -> anyhow::Result<()>
         found.complaints().for_each(|complaint| eprintln!("{complaint}"));
     }
     context.print(&found)?;
-    match found.0.iter().any(|health| health.error.is_some()) {
-        true => Err(Failure::new(failure::ERROR, "unhealthy cluster").into()),
-        false => Ok(()),
+    if found.0.iter().all(|health| health.error.is_none()) {
+        return Ok(());
     }
+    let mut failure = Failure::new(failure::ERROR, "unhealthy cluster");
+    if let Some(cause) = found.0.iter().find_map(|health| health.cause.as_ref()) {
+        failure = failure.hint_about(cause);
+    }
+    Err(failure.into())
 }
 
 async fn ask(client: &Client, endpoint: String) -> Health {
     let asked = Instant::now();
-    let (took, error) = match client.at(&endpoint) {
-        Err(error) => (None, Some(failure::describe(&error))),
-        Ok(client) => {
-            let answer = client.get(Get::key("health")).await;
-            let took = asked.elapsed();
-            (Some(took), complaint(&client, answer.err()).await)
+    let client = match client.at(&endpoint) {
+        Ok(client) => client,
+        Err(cause) => {
+            return Health { endpoint, took: None, error: Some(failure::describe(&cause)), cause: Some(cause) };
         }
     };
-    Health { endpoint, took, error }
+    let answer = client.get(Get::key("health")).await;
+    let took = Some(asked.elapsed());
+    match answer {
+        // Whoever may not read the key was told so by a cluster that works.
+        Ok(_) | Err(Error::Etcd(EtcdError::PermissionDenied)) => {
+            Health { endpoint, took, error: alarms(&client).await, cause: None }
+        }
+        Err(cause) => Health { endpoint, took, error: Some(failure::describe(&cause)), cause: Some(cause) },
+    }
 }
 
-/// What is wrong with a server that answered so. Whoever may not read the key was told so by a cluster that works.
-async fn complaint(client: &Client, error: Option<Error>) -> Option<String> {
-    if let Some(error) = error.filter(|error| *error != Error::Etcd(EtcdError::PermissionDenied)) {
-        return Some(failure::describe(&error));
-    }
+/// What a server that works complains of.
+async fn alarms(client: &Client) -> Option<String> {
     let Ok(answer) = client.alarms().await else { return Some("Unable to fetch the alarm list".to_string()) };
     let name = |alarm: AlarmType| match alarm {
         AlarmType::Nospace => "NOSPACE ",
@@ -109,18 +116,18 @@ async fn complaint(client: &Client, error: Option<Error>) -> Option<String> {
 
 async fn status(context: &Context, endpoints: Vec<String>) -> anyhow::Result<()> {
     let mut found = Statuses(Vec::new());
-    let mut failed = false;
+    let mut failed = None;
     for endpoint in endpoints {
         match context.client.status(&endpoint).await {
             Ok(status) => found.0.push((endpoint, status)),
             Err(error) => {
                 eprintln!("Failed to get the status of endpoint {endpoint} ({})", failure::describe(&error));
-                failed = true;
+                failed.get_or_insert(error);
             }
         }
     }
     context.print(&found)?;
-    if failed { Err(Failure::silent(failure::ERROR).into()) } else { Ok(()) }
+    failed.map_or(Ok(()), |error| Err(Failure::silent(failure::ERROR).hint_about(&error).into()))
 }
 
 async fn hash_kv(context: &Context, endpoints: Vec<String>, revision: i64) -> anyhow::Result<()> {

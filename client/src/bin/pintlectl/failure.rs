@@ -52,6 +52,11 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
+
+    /// What to try about an error that was told of in other words.
+    pub fn hint_about(self, error: &Error) -> Failure {
+        Failure { hint: hint(error), always_hint: always_hint(error), ..self }
+    }
 }
 
 /// Arguments that are missing, superfluous, or make no sense.
@@ -85,9 +90,12 @@ pub fn bad_client(error: Error) -> Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        let always_hint = matches!(error, Error::Unreachable(_) | Error::Tls(_)) || broke(&error);
-        Failure { code: ERROR, text: Some(describe(&error)), hint: hint(&error), always_hint }
+        Failure::new(ERROR, describe(&error)).hint_about(&error)
     }
+}
+
+fn always_hint(error: &Error) -> bool {
+    matches!(error, Error::Unreachable(_) | Error::Tls(_)) || broke(error)
 }
 
 /// The connection was made, and then ended: so it looks where the server wants TLS, or a certificate.

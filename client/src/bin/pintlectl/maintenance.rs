@@ -27,17 +27,17 @@ pub struct Defrag {
 
 impl Defrag {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let mut failed = false;
+        let mut failed = None;
         for endpoint in self.which.endpoints(&context.client).await? {
             match context.client.defragment(&endpoint).await {
                 Ok(_) => print_line(&format!("Finished defragmenting etcd member[{endpoint}]"))?,
                 Err(error) => {
                     eprintln!("Failed to defragment etcd member[{endpoint}] ({})", failure::describe(&error));
-                    failed = true;
+                    failed.get_or_insert(error);
                 }
             }
         }
-        if failed { Err(Failure::silent(failure::ERROR).into()) } else { Ok(()) }
+        failed.map_or(Ok(()), |error| Err(Failure::silent(failure::ERROR).hint_about(&error).into()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use client::{
-    MemberId,
+    Error, MemberId,
     pb::{HashKvResponse, StatusResponse},
 };
 
@@ -21,6 +21,8 @@ pub struct Health {
     /// Nothing when there was not even a connection.
     pub took: Option<Duration>,
     pub error: Option<String>,
+    /// Behind the error, if it is not an alarm.
+    pub cause: Option<Error>,
 }
 
 impl Health {
