@@ -87,6 +87,7 @@ impl Backups {
         tap: Arc<Tap>,
         metrics: Arc<BackupMetrics>,
     ) -> io::Result<Backups> {
+        metrics.is_configured.set(1);
         let local = data_dir.join("member").join("backup");
         fs::create_dir_all(&local)?;
         let dir = settings.dir.join(format!("{:x}", owner.cluster)).join(format!("{:x}", owner.member));

@@ -5,6 +5,7 @@ use prometheus::{Error, Histogram, IntCounter, IntGauge};
 use super::families::Families;
 
 pub struct BackupMetrics {
+    pub is_configured: IntGauge,
     pub is_archiving: IntGauge,
     pub archived_index: IntGauge,
     pub archive_time: IntGauge,
@@ -21,8 +22,11 @@ pub struct BackupMetrics {
 impl BackupMetrics {
     pub fn new(make: &Families<'_>) -> Result<BackupMetrics, Error> {
         Ok(BackupMetrics {
-            is_archiving: make
-                .gauge("pintle_backup_archiving", "1 while the log is archived, 0 when the last try failed.")?,
+            is_configured: make.gauge("pintle_backup_configured", "1 with --backup-dir.")?,
+            is_archiving: make.gauge(
+                "pintle_backup_archiving",
+                "1 while the log is archived, 0 when the last try failed or there was none.",
+            )?,
             archived_index: make.gauge("pintle_backup_archived_index", "Index of the newest archived entry.")?,
             archive_time: make
                 .gauge("pintle_backup_archive_last_success_timestamp_seconds", "When the log was archived last.")?,
