@@ -44,6 +44,8 @@ enum Command {
     Rounds(test::rounds::Arguments),
     /// Runs workloads under faults on machines of its own and checks what the clients were told; needs root
     Test(test::Arguments),
+    /// Judges the history that a run of `test` kept, with the checkers of its workloads
+    Check(test::again::Arguments),
     /// Runs whole clusters under simulated time, network and disk, and all that can go wrong
     Simulate(simulate::Arguments),
     /// Damages files of a stopped member and checks that it refuses to start or answers rightly
@@ -84,6 +86,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::PowerCut(arguments) => test::rounds::run_power_cut(arguments).await,
         Command::Rounds(arguments) => test::rounds::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
+        Command::Check(arguments) => test::again::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments).await,
         Command::Damage(arguments) => damage::run(arguments).await,
         Command::Flood(arguments) => flood::run(arguments).await,

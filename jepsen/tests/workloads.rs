@@ -12,6 +12,16 @@ fn all_workloads_hold_for_a_minute_of_mixed_faults() {
     test(binaries::pintle().to_str().expect("the path is text"), "mixed", "mixed", "60");
 }
 
+#[test]
+fn what_a_run_has_kept_passes_again() {
+    let pintle = binaries::pintle();
+    let store = tempfile::tempdir().expect("there is a temporary folder");
+    let store = store.path().to_str().expect("the path is text");
+    let run = ["test", "--workload", "mixed", "--nemesis", "kill", "--time", "10", "--store", store];
+    binaries::run(&[&run[..], &["--binary", pintle.to_str().expect("the path is text")]].concat());
+    binaries::run(&["check", &format!("{store}/mixed-kill-1/history.jsonl")]);
+}
+
 /// What is demanded of Pintle is what etcd does.
 #[test]
 fn etcd_holds_too() {

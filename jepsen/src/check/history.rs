@@ -20,6 +20,7 @@ mod lines;
 mod operation;
 mod request;
 mod response;
+mod run;
 mod watch;
 mod wire;
 
@@ -34,6 +35,7 @@ pub use request::{
     Request, Txn, TxnOp,
 };
 pub use response::{Answer, Header, KeyValue, Response, TxnResult};
+pub use run::{RunNote, Setup};
 pub use watch::{WatchEvent, WatchRequest, WatchSeen};
 
 /// One line of a history.
@@ -58,6 +60,7 @@ pub enum Event {
     Info(Failure),
     Watch(WatchNote),
     Fault(FaultNote),
+    Run(RunNote),
 }
 
 /// Why there is no answer.
@@ -103,10 +106,17 @@ pub struct History {
 }
 
 impl History {
+    /// # Panics
+    /// When the entry is earlier than the one before.
     pub fn push(&mut self, entry: Entry) {
-        let last = self.entries.last().map_or(0, |last| last.time_ns);
+        let last = self.last_ns();
         assert!(entry.time_ns >= last, "an entry of {} ns after one of {last} ns", entry.time_ns);
         self.entries.push(entry);
+    }
+
+    /// When the last entry was written.
+    pub fn last_ns(&self) -> u64 {
+        self.entries.last().map_or(0, |last| last.time_ns)
     }
 
     pub fn entries(&self) -> &[Entry] {

@@ -8,11 +8,14 @@
 //! | [`client`], [`wire`], [`recorder`] | one process: its requests, and how they are taken down |
 //! | [`library`] | a process that asks through the crate `client` |
 //! | [`run`] | one run from begin to verdict |
+//! | [`judge`], [`again`] | the verdict on a history, of a run that ends or of one that was kept |
 //! | [`convergence`] | all members hold the same in the end |
 //! | [`report`] | the page about a run |
 
+pub mod again;
 pub mod client;
 pub mod convergence;
+pub mod judge;
 pub mod library;
 pub mod matrix;
 #[allow(dead_code, reason = "most nemeses are yet to come")]

@@ -1,7 +1,6 @@
 //! Takes down what happens in a run, in the order of time.
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Instant,
 };
@@ -9,13 +8,13 @@ use std::{
 use parking_lot::Mutex;
 
 use jepsen::check::history::{
-    Answer, Entry, Event, FaultNote, History, ListOp, RegisterOp, Request, WatchNote, WatchSeen,
+    Answer, Entry, Event, FaultNote, History, ListOp, RegisterOp, Request, RunNote, WatchNote, WatchSeen,
 };
 
 /// What the witness is in the place of a workload. It belongs to all.
 pub const WITNESS: &str = "witness";
-/// The process that stands for the nemesis in a history.
-pub const NEMESIS: u64 = 0;
+/// The process that stands for the run and its nemesis in a history.
+const RUN: u64 = 0;
 
 /// Whether an entry shows that a quorum was there: what is merely read may come from one member.
 pub fn is_acknowledged_write(event: &Event) -> bool {
@@ -32,8 +31,6 @@ pub struct Recorder {
     begin: Instant,
     history: Mutex<History>,
     next_process: AtomicU64,
-    /// Which workload a process belongs to.
-    workloads: Mutex<HashMap<u64, &'static str>>,
     next_watcher: AtomicU64,
     next_lease: AtomicI64,
     next_value: AtomicU64,
@@ -52,8 +49,7 @@ impl Recorder {
         Recorder {
             begin: Instant::now(),
             history: Mutex::default(),
-            next_process: AtomicU64::new(NEMESIS + 1),
-            workloads: Mutex::default(),
+            next_process: AtomicU64::new(RUN + 1),
             next_watcher: AtomicU64::new(1),
             next_lease: AtomicI64::new(1),
             next_value: AtomicU64::new(1),
@@ -67,12 +63,8 @@ impl Recorder {
     /// A process of a workload that nobody was before.
     pub fn process(&self, workload: &'static str) -> u64 {
         let process = self.next_process.fetch_add(1, Ordering::Relaxed);
-        self.workloads.lock().insert(process, workload);
+        self.note(process, None, Event::Run(RunNote::Process { workload: workload.to_owned() }));
         process
-    }
-
-    pub fn is_witness(&self, process: u64) -> bool {
-        self.workloads.lock().get(&process) == Some(&WITNESS)
     }
 
     pub fn watcher(&self) -> u64 {
@@ -138,24 +130,11 @@ impl Recorder {
     }
 
     pub fn fault(&self, fault: FaultNote) {
-        self.note(NEMESIS, None, Event::Fault(fault));
+        self.note(RUN, None, Event::Fault(fault));
     }
 
-    /// The part of a history that one workload made, with the faults; and with all compactions, if they matter to it.
-    pub fn of_workload(&self, history: &History, workload: &str, with_compactions: bool) -> History {
-        let workloads = self.workloads.lock();
-        // Whoever compacts does nothing else.
-        let compacts = |entry: &&Entry| matches!(entry.event, Event::Invoke(Request::Compact { .. }));
-        let compactors: HashSet<u64> =
-            history.entries().iter().filter(compacts).map(|entry| entry.process).filter(|_| with_compactions).collect();
-        let belongs = |process: u64| {
-            workloads.get(&process).is_none_or(|of| *of == workload || *of == WITNESS) || compactors.contains(&process)
-        };
-        let mut own = History::default();
-        for entry in history.entries().iter().filter(|entry| belongs(entry.process)) {
-            own.push(entry.clone());
-        }
-        own
+    pub fn run(&self, note: RunNote) {
+        self.note(RUN, None, Event::Run(note));
     }
 
     /// All that was taken down so far, of which nothing is kept.

@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use jepsen::check::{
-    history::{Entry, Event, History},
-    store::Store,
-};
+use jepsen::check::history::{RunNote, Setup};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -22,13 +19,14 @@ use tokio::{
 use super::{
     client::{Context, Endpoint},
     convergence::{self, Agreement},
+    judge,
     nemesis::{self, Nemesis},
     nodes::{Needs, Nodes, Options},
     recorder::{Recorder, WITNESS},
-    report::{Check, Page, Verdict, figures},
+    report::{Page, Verdict},
     storm::{self, Toll},
     watching,
-    workload::{Case, Finding, Workload},
+    workload::Workload,
 };
 use crate::process::Target;
 
@@ -38,8 +36,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 const OBSERVER_LIMIT: Duration = Duration::from_secs(15);
 /// How long nothing may succeed once a fault is healed.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
-/// A run with fewer successes than this a second, faults and all, proves nothing.
-const SUCCESSES_PER_SECOND_MIN: f64 = 2.0;
 
 /// What is run.
 pub struct Plan {
@@ -70,16 +66,19 @@ pub struct Outcome {
 
 impl Plan {
     pub fn title(&self) -> String {
-        let workload = match self.workloads.as_slice() {
-            [workload] => workload.name,
-            _ => "mixed",
-        };
-        let nemesis = match self.nemeses.as_slice() {
-            [] => "no faults",
-            [nemesis] => nemesis,
-            _ => "mixed faults",
-        };
-        format!("{workload} under {nemesis}")
+        self.setup().title()
+    }
+
+    fn setup(&self) -> Setup {
+        Setup {
+            command: self.command.clone(),
+            server: self.target.label(),
+            workloads: self.workloads.iter().map(|workload| workload.name.to_owned()).collect(),
+            nemeses: self.nemeses.iter().map(|nemesis| (*nemesis).to_owned()).collect(),
+            members: self.nodes,
+            seed: self.seed,
+            seconds: self.time.as_secs(),
+        }
     }
 
     fn all_flags(&self) -> Vec<String> {
@@ -98,14 +97,14 @@ impl Plan {
         let mut nodes = Nodes::start(&self.target, &self.dir, options).await?;
         let mut run = Run::new(self, &nodes);
         let faults = run.load(&mut nodes).await;
-        run.findings.push(finding("nemesis", faults.map(|()| run.toll_text())));
-        run.findings.push(finding("exits", nodes.check_running().await.map(|()| "nobody ended unordered".to_owned())));
+        run.step("nemesis", faults.map(|()| run.toll_text()));
+        run.step("exits", nodes.check_running().await.map(|()| "nobody ended unordered".to_owned()));
         run.settle().await;
-        if run.failed() {
+        if run.failed {
             eprintln!("{}", nodes.log_tails());
             nodes.keep(&self.dir.join("disks"))?;
         } else {
-            run.findings.push(finding("shutdown", nodes.shutdown().await.map(|()| "all ended in order".to_owned())));
+            run.step("shutdown", nodes.shutdown().await.map(|()| "all ended in order".to_owned()));
         }
         run.judge()
     }
@@ -119,15 +118,14 @@ struct Run<'a> {
     stop: watch::Sender<bool>,
     quiet: watch::Sender<Option<i64>>,
     toll: Toll,
-    findings: Vec<Finding>,
-    /// When the load ended, in nanoseconds since the begin.
-    load_end_ns: u64,
-    agreement: Option<Agreement>,
+    /// Whether a step of the run has failed.
+    failed: bool,
 }
 
 impl<'a> Run<'a> {
     fn new(plan: &'a Plan, nodes: &Nodes) -> Run<'a> {
         let recorder = Arc::new(Recorder::new());
+        recorder.run(RunNote::Begin(plan.setup()));
         let (stop, stopped) = watch::channel(false);
         let endpoints = named(nodes.endpoints());
         let (quiet, quieted) = watch::channel(None);
@@ -148,14 +146,16 @@ impl<'a> Run<'a> {
             stop,
             quiet,
             toll: Toll::default(),
-            findings: Vec::new(),
-            load_end_ns: 0,
-            agreement: None,
+            failed: false,
         }
     }
 
-    fn failed(&self) -> bool {
-        self.findings.iter().any(|finding| finding.check.verdict != Verdict::Pass)
+    /// Takes down what became of a step of the run itself.
+    fn step(&mut self, name: &str, result: Result<String>) {
+        let failed = result.is_err();
+        let detail = result.unwrap_or_else(|error| format!("{error:#}"));
+        self.failed |= failed;
+        self.recorder.run(RunNote::Step { name: name.to_owned(), failed, detail });
     }
 
     /// Load and faults, until the time is over or something is wrong.
@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
             }
         };
         let recovered = self.wait_for_success().await;
-        self.load_end_ns = self.recorder.elapsed_ns();
+        self.recorder.run(RunNote::LoadEnds);
         self.stop.send_replace(true);
         let stopped = join(processes, STOP_LIMIT).await;
         let observed = self.let_observers_finish(observers).await;
@@ -204,6 +204,7 @@ impl<'a> Run<'a> {
         let endpoints = self.contexts[0].endpoints.borrow().clone();
         let newest = timeout(RECOVERY_LIMIT, convergence::newest_revision_of(&endpoints)).await;
         let revision = newest.context("nobody tells the newest revision")?;
+        self.recorder.run(RunNote::Quiet { revision });
         self.quiet.send_replace(Some(revision));
         // Those that do not finish are judged by what they saw.
         let _ = join(observers, OBSERVER_LIMIT).await;
@@ -225,18 +226,17 @@ impl<'a> Run<'a> {
     async fn settle(&mut self) {
         let endpoints = self.contexts[0].endpoints.borrow().clone();
         let agreement = convergence::converge(&endpoints).await;
-        self.agreement = agreement.as_ref().ok().copied();
         let text = agreement.map(|Agreement { revision, hash, after }| {
             format!(
                 "all members have the hash {hash:08x} at revision {revision}, {} ms after the load",
                 after.as_millis()
             )
         });
-        self.findings.push(finding("convergence", text));
-        for (workload, context) in self.plan.workloads.iter().zip(&self.contexts) {
-            let finish = timeout(STOP_LIMIT, (workload.finish)(context.clone())).await;
+        self.step("convergence", text);
+        for (workload, context) in self.plan.workloads.iter().zip(self.contexts.clone()) {
+            let finish = timeout(STOP_LIMIT, (workload.finish)(context)).await;
             if let Some(error) = finish.map_or_else(|_| Some(anyhow::anyhow!("not done in time")), Result::err) {
-                self.findings.push(finding(&format!("{}: final reads", workload.name), Err(error)));
+                self.step(&format!("{}: final reads", workload.name), Err(error));
             }
         }
     }
@@ -246,58 +246,20 @@ impl<'a> Run<'a> {
         format!("{} faults; {}", self.toll.faults, counters.join(", "))
     }
 
-    fn judge(mut self) -> Result<Outcome> {
+    /// Keeps the history, and judges it as it is kept.
+    fn judge(self) -> Result<Outcome> {
+        let plan = self.plan;
+        self.recorder.run(RunNote::End);
         let history = self.recorder.take();
-        let path = self.plan.dir.join("history.jsonl");
+        let path = plan.dir.join("history.jsonl");
         history.write(BufWriter::new(File::create(&path)?))?;
-        let truth = self.truth(&history);
-        for workload in &self.plan.workloads {
-            let own = self.recorder.of_workload(&history, workload.name, workload.observers > 0);
-            let case = Case { history: &own, truth: &truth, quiet_at: *self.quiet.borrow() };
-            let mut found = (workload.check)(&case);
-            if found.is_empty() {
-                found.push(Finding::of("operations", Ok(jepsen::check::verdict::Verdict::default()), &own));
-            }
-            for finding in &mut found {
-                finding.check.name = format!("{}: {}", workload.name, finding.check.name);
-            }
-            self.findings.extend(found);
-        }
-        self.findings.push(self.proves_something(&history));
-        let rows = figures::fault_rows(&history, self.load_end_ns);
-        let (checks, anomalies): (Vec<Check>, Vec<_>) =
-            self.findings.drain(..).map(|finding| (finding.check, finding.anomalies)).unzip();
-        let page = Page {
-            title: self.plan.title(),
-            settings: self.settings(),
-            figures: self.figures(&history),
-            checks,
-            anomalies: anomalies.into_iter().flatten().collect(),
-            faults: rows,
-            run: figures::run_of(&history)?,
-        };
-        let report = self.plan.dir.join("report.html");
+        let page = judge::judge(&history).with_context(|| format!("cannot judge {}", path.display()))?;
+        let report = plan.dir.join("report.html");
         fs::write(&report, page.html())?;
         Ok(self.outcome(&page, report))
     }
 
-    /// What the witness saw.
-    fn truth(&self, history: &History) -> Result<Store, String> {
-        let witnesses = |entry: &Entry| match &entry.event {
-            Event::Watch(note) if self.recorder.is_witness(entry.process) => Some(note.watcher),
-            _ => None,
-        };
-        let witness = history.entries().iter().find_map(witnesses).ok_or("there was no witness")?;
-        jepsen::check::watch::truth_of(history, witness, Store::default()).map_err(|error| format!("{error:#}"))
-    }
-
     fn outcome(&self, page: &Page, report: PathBuf) -> Outcome {
-        let failures = page
-            .checks
-            .iter()
-            .filter(|check| check.verdict != Verdict::Pass)
-            .map(|check| format!("{} {}: {}", check.name, check.verdict.word(), check.detail))
-            .collect();
         let successes =
             page.run.operations.iter().filter(|operation| operation.outcome == super::report::plots::Outcome::Ok);
         let outage = page.faults.iter().map(|fault| fault.outage_ms).fold(0.0, f64::max);
@@ -308,65 +270,8 @@ impl<'a> Run<'a> {
             page.run.operations.len(),
             self.toll_text(),
         );
-        Outcome { verdict: page.verdict(), summary, failures, report }
+        Outcome { verdict: page.verdict(), summary, failures: page.failures(), report }
     }
-
-    /// A run in which little happened passes every checker.
-    fn proves_something(&self, history: &History) -> Finding {
-        let successes = successes(history);
-        let wanted = (self.plan.time.as_secs_f64() * SUCCESSES_PER_SECOND_MIN) as usize;
-        let without_effect = self.toll.without_effect();
-        let result = match () {
-            () if successes < wanted => Err(anyhow::anyhow!("{successes} operations succeeded; {wanted} are wanted")),
-            () if !self.plan.nemeses.is_empty() && self.toll.faults == 0 => Err(anyhow::anyhow!("no fault was made")),
-            () if !without_effect.is_empty() => Err(anyhow::anyhow!("without effect: {}", without_effect.join(", "))),
-            () => Ok(format!("{successes} operations succeeded")),
-        };
-        finding("the run proves something", result)
-    }
-
-    fn settings(&self) -> Vec<(String, String)> {
-        let plan = self.plan;
-        let workloads: Vec<&str> = plan.workloads.iter().map(|workload| workload.name).collect();
-        let about: Vec<&str> = plan.workloads.iter().map(|workload| workload.about).collect();
-        [
-            ("again", plan.command.clone()),
-            ("server", plan.target.label()),
-            ("workloads", workloads.join(", ")),
-            ("members", plan.nodes.to_string()),
-            ("seed", plan.seed.to_string()),
-            ("time", format!("{} s", plan.time.as_secs())),
-            ("what must hold", about.join("; ")),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
-    }
-
-    fn figures(&self, history: &History) -> Vec<(String, String)> {
-        let mut figures = vec![
-            ("entries in the history".to_owned(), history.entries().len().to_string()),
-            ("operations that succeeded".to_owned(), successes(history).to_string()),
-            ("faults".to_owned(), self.toll.faults.to_string()),
-        ];
-        figures.extend(self.toll.counters.iter().map(|(name, count)| (name.clone(), count.to_string())));
-        if let Some(agreement) = self.agreement {
-            figures.push(("revision in the end".to_owned(), agreement.revision.to_string()));
-        }
-        figures
-    }
-}
-
-fn successes(history: &History) -> usize {
-    history.entries().iter().filter(|entry| matches!(entry.event, Event::Ok(_))).count()
-}
-
-/// What became of a step of the run itself.
-fn finding(name: &str, result: Result<String>) -> Finding {
-    let (verdict, detail) = match result {
-        Ok(detail) => (Verdict::Pass, detail),
-        Err(error) => (Verdict::Fail, format!("{error:#}")),
-    };
-    Finding { check: Check { name: name.to_owned(), verdict, detail }, anomalies: Vec::new() }
 }
 
 async fn join(mut processes: JoinSet<Result<()>>, limit: Duration) -> Result<()> {

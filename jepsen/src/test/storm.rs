@@ -26,15 +26,8 @@ const CALM_MIN: Duration = Duration::from_millis(300);
 #[derive(Default)]
 pub struct Toll {
     pub faults: u64,
-    /// By what is counted; each must have come to something.
+    /// By what is counted.
     pub counters: BTreeMap<String, u64>,
-}
-
-impl Toll {
-    /// What was to take effect and never did.
-    pub fn without_effect(&self) -> Vec<&str> {
-        self.counters.iter().filter(|(_, count)| **count == 0).map(|(name, _)| name.as_str()).collect()
-    }
 }
 
 /// Strikes and heals, each time with any of the nemeses, until the time is over. What happened until an error is in the
@@ -98,15 +91,4 @@ async fn one_fault(
 
 async fn in_time<T>(fault: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(FAULT_LIMIT, fault).await.unwrap_or_else(|_| bail!("not done within {FAULT_LIMIT:?}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_counter_that_stayed_zero_is_named() {
-        let counters = [("packets dropped".to_owned(), 0), ("processes killed".to_owned(), 3)].into();
-        assert_eq!(Toll { faults: 1, counters }.without_effect(), ["packets dropped"]);
-    }
 }

@@ -40,6 +40,15 @@ pub fn of_etcd(name: &str, variable: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no {name}: run `script/setup`, or name it in {variable}"))
 }
 
+/// Runs the harness, which must not be content, and gives what it says.
+#[allow(dead_code, reason = "one test looks for it")]
+pub fn run_refused(arguments: &[&str]) -> String {
+    let output = Command::new(harness()).args(arguments).output().expect("the harness runs");
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert_eq!(output.status.code(), Some(1), "pintle-jepsen {arguments:?}\n{said}");
+    said
+}
+
 /// Runs the harness, which must be content. What it finds is in its output.
 pub fn run(arguments: &[&str]) {
     let output = Command::new(harness()).args(arguments).output().expect("the harness runs");

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Write};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Entry, History};
 
@@ -24,11 +24,19 @@ impl History {
     /// Reads what [`History::write`] wrote.
     pub fn read(from: impl BufRead) -> Result<History> {
         let mut history = History::default();
-        for (number, line) in from.lines().enumerate() {
-            let entry = serde_json::from_str(&line?).with_context(|| format!("line {}", number + 1))?;
-            history.push(entry);
+        for (index, line) in from.lines().enumerate() {
+            let taken = line.map_err(Into::into).and_then(|line| history.take(&line));
+            taken.with_context(|| format!("line {}", index + 1))?;
         }
         Ok(history)
+    }
+
+    fn take(&mut self, line: &str) -> Result<()> {
+        let entry: Entry = serde_json::from_str(line)?;
+        let (time_ns, last_ns) = (entry.time_ns, self.last_ns());
+        ensure!(time_ns >= last_ns, "it is of {time_ns} ns, and the line before it of {last_ns} ns");
+        self.push(entry);
+        Ok(())
     }
 }
 
@@ -37,8 +45,8 @@ mod tests {
     use super::{
         super::{
             Answer, AuthChange, Compare, CompareResult, CompareTarget, Event, Failure, FaultNote, FaultPhase, Header,
-            KeyValue, Keys, ListOp, Permission, Put, Range, RegisterOp, Request, Response, Txn, TxnOp, TxnResult,
-            WatchEvent, WatchNote, WatchRequest, WatchSeen,
+            KeyValue, Keys, ListOp, Permission, Put, Range, RegisterOp, Request, Response, RunNote, Setup, Txn, TxnOp,
+            TxnResult, WatchEvent, WatchNote, WatchRequest, WatchSeen,
         },
         *,
     };
@@ -123,12 +131,35 @@ mod tests {
         watch.chain([Event::Fault(fault), Event::Fail(Failure { error: "a\nb".to_owned() })]).collect()
     }
 
+    fn notes_of_a_run() -> impl Iterator<Item = Event> {
+        let setup = Setup {
+            command: "pintle-jepsen test".to_owned(),
+            server: "pintle".to_owned(),
+            workloads: vec!["register".to_owned()],
+            nemeses: vec![],
+            members: 3,
+            seed: u64::MAX,
+            seconds: 60,
+        };
+        let step = |failed| RunNote::Step { name: "exits".to_owned(), failed, detail: "nobody".to_owned() };
+        let notes = [
+            RunNote::Begin(setup),
+            RunNote::Process { workload: "register".to_owned() },
+            RunNote::LoadEnds,
+            RunNote::Quiet { revision: 7 },
+            step(false),
+            step(true),
+            RunNote::End,
+        ];
+        notes.into_iter().map(Event::Run)
+    }
+
     #[test]
     fn every_kind_of_entry_comes_back() {
         let header = Header { revision: 5, member: u64::MAX, term: 2 };
         let ends = answers().into_iter().map(|answer| Event::Ok(Response { header, answer }));
         let mut history = History::default();
-        for event in requests().into_iter().map(Event::Invoke).chain(ends).chain(notes()) {
+        for event in requests().into_iter().map(Event::Invoke).chain(ends).chain(notes()).chain(notes_of_a_run()) {
             let time_ns = history.entries().len() as u64 / 2;
             history.push(Entry { time_ns, process: 3, node: Some("n1".to_owned()), event });
         }
@@ -150,5 +181,14 @@ mod tests {
     fn a_line_that_is_no_entry_is_named() {
         let error = History::read(b"{}\n".as_slice()).unwrap_err();
         assert!(format!("{error:#}").starts_with("line 1: missing field"), "{error:#}");
+        let error = History::read(b"\xff\n".as_slice()).unwrap_err();
+        assert!(format!("{error:#}").starts_with("line 1: "), "{error:#}");
+    }
+
+    #[test]
+    fn a_line_that_is_earlier_than_the_one_before_is_named() {
+        let line = |time_ns| Entry { time_ns, process: 0, node: None, event: Event::Run(RunNote::End) }.to_line();
+        let error = History::read(format!("{}\n{}\n", line(7), line(6)).as_bytes()).unwrap_err();
+        assert_eq!(format!("{error:#}"), "line 2: it is of 6 ns, and the line before it of 7 ns");
     }
 }

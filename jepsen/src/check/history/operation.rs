@@ -54,10 +54,10 @@ impl History {
         let mut open: HashMap<u64, usize> = HashMap::new();
         for (index, entry) in self.entries().iter().enumerate() {
             let outcome = match &entry.event {
-                Event::Watch(_) | Event::Fault(_) => continue,
+                Event::Watch(_) | Event::Fault(_) | Event::Run(_) => continue,
                 Event::Invoke(request) => {
                     let before = open.insert(entry.process, operations.len());
-                    ensure!(before.is_none(), "entry {index}: process {} does two things at once", entry.process);
+                    ensure!(before.is_none(), "line {}: process {} does two things at once", index + 1, entry.process);
                     operations.push(Operation {
                         process: entry.process,
                         node: entry.node.clone(),
@@ -75,7 +75,7 @@ impl History {
                 Event::Info(failure) => Outcome::Unknown { error: Some(failure.error.clone()) },
             };
             let Some(operation) = open.remove(&entry.process) else {
-                bail!("entry {index}: process {} was told something that it had not asked", entry.process);
+                bail!("line {}: process {} was told something that it had not asked", index + 1, entry.process);
             };
             operations[operation].outcome = outcome;
         }

@@ -86,6 +86,12 @@ impl Page {
         }
     }
 
+    /// What did not pass, a line for each.
+    pub fn failures(&self) -> Vec<String> {
+        let failed = self.checks.iter().filter(|check| check.verdict != Verdict::Pass);
+        failed.map(|check| format!("{} {}: {}", check.name, check.verdict.word(), check.detail)).collect()
+    }
+
     pub fn html(&self) -> String {
         let (title, verdict) = (escape(&self.title), self.verdict());
         let (class, word) = (verdict.class(), verdict.word());

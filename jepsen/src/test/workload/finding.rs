@@ -15,6 +15,7 @@ use crate::test::report::{
 };
 
 /// What a checker says of a run.
+#[derive(Clone)]
 pub struct Finding {
     pub check: Check,
     pub anomalies: Vec<Anomaly>,
@@ -24,6 +25,12 @@ pub struct Finding {
 const SHOWN_MAX: usize = 5;
 
 impl Finding {
+    /// What became of a step that is no checker's.
+    pub fn of_step(name: &str, failed: bool, detail: &str) -> Finding {
+        let verdict = if failed { Verdict::Fail } else { Verdict::Pass };
+        Finding { check: Check { name: name.to_owned(), verdict, detail: detail.to_owned() }, anomalies: Vec::new() }
+    }
+
     pub fn undecided(name: &str, why: &str) -> Finding {
         let check = Check { name: name.to_owned(), verdict: Verdict::Undecided, detail: why.to_owned() };
         Finding { check, anomalies: Vec::new() }
