@@ -4,6 +4,7 @@
 //! Begin(leader, last, membership)  File(CURRENT, 16)  Chunk  File(000012.sst, 41 MiB)  Chunk Chunk …  End(files)
 //! ```
 //!
+//! What arrives otherwise than it was sent is refused: each part has a checksum, and `End` is one by itself.
 //! Both sides hold a few chunks in memory, whatever the size. What was received is synced before it is installed; a
 //! transfer that was cut begins anew, and its folder is removed, at the latest by the next start.
 
@@ -21,7 +22,10 @@ use std::{
 use bytes::Bytes;
 use proto::{
     MemberId,
-    peer::{self, snapshot_part::Part},
+    peer::{
+        self,
+        snapshot_part::{Begin, Part},
+    },
 };
 use storage::{Store, host};
 use tokio::sync::mpsc;
@@ -61,7 +65,7 @@ impl Drop for Checkpoint {
 
 /// A snapshot as it was received. Unless it has been moved into the store, it is removed with this.
 pub struct Received {
-    pub begin: peer::snapshot_part::Begin,
+    pub begin: Begin,
     pub checkpoint: Checkpoint,
 }
 
@@ -101,18 +105,19 @@ impl Folder {
         let applied = host::blocking(move || store.checkpoint(&path)).await.map_err(io::Error::other)?;
         let applied = applied.map_err(io::Error::other)?.applied;
         let meta = meta_of(&applied)?;
-        send(Part::Begin(peer::snapshot_part::Begin {
+        let begin = Begin {
             leader: Some(vote_to_wire(&leader)),
             last: meta.last_log_id.as_ref().map(id_to_wire),
             membership: Some(stored_to_wire(&meta.last_membership)),
-        }))
-        .await?;
+            crc32: 0,
+        };
+        send(Part::Begin(begin.sealed())).await?;
         let mut files = 0;
         for entry in fs::read_dir(&checkpoint.0)? {
             let entry = entry?;
             let path = entry.file_name().into_string().map_err(|_| io::Error::other("a file name is not UTF-8"))?;
             let (mut file, mut left) = (File::open(entry.path())?, entry.metadata()?.len());
-            send(Part::File(peer::snapshot_part::File { path, size: left })).await?;
+            send(Part::File(peer::snapshot_part::File { path, size: left, crc32: 0 }.sealed())).await?;
             while left > 0 {
                 let mut data = vec![0; left.min(CHUNK_BYTES as u64) as usize];
                 host::in_place(|| file.read_exact(&mut data))?;
@@ -152,7 +157,7 @@ impl Folder {
 
 struct Receiver {
     dir: PathBuf,
-    begin: Option<peer::snapshot_part::Begin>,
+    begin: Option<Begin>,
     /// The file that is being written, and the bytes it still lacks.
     file: Option<(File, u64)>,
     files: u64,
@@ -167,8 +172,12 @@ impl Receiver {
     /// Takes a part in; true when it was the last one.
     fn take(&mut self, part: Part) -> Result<bool, Status> {
         match part {
-            Part::Begin(begin) => self.begin = Some(begin),
+            Part::Begin(begin) => {
+                begin.check()?;
+                self.begin = Some(begin);
+            }
             Part::File(file) => {
+                file.check()?;
                 self.finish_file()?;
                 let is_plain = Path::new(&file.path).file_name().is_some_and(|name| name == file.path.as_str());
                 if !is_plain {
@@ -211,6 +220,37 @@ impl Receiver {
     }
 }
 
+/// What is said of a snapshot and its files.
+trait Sealed: prost::Message + Clone {
+    fn crc32(&mut self) -> &mut u32;
+
+    fn sealed(mut self) -> Self {
+        *self.crc32() = 0;
+        *self.crc32() = crc32fast::hash(&self.encode_to_vec());
+        self
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        let told = *self.clone().crc32();
+        let is_right = told == 0 || told == *self.clone().sealed().crc32();
+        is_right
+            .then_some(())
+            .ok_or_else(|| Status::data_loss("a checksum of what is said of a snapshot does not match"))
+    }
+}
+
+impl Sealed for Begin {
+    fn crc32(&mut self) -> &mut u32 {
+        &mut self.crc32
+    }
+}
+
+impl Sealed for peer::snapshot_part::File {
+    fn crc32(&mut self) -> &mut u32 {
+        &mut self.crc32
+    }
+}
+
 fn failed(path: &Path, error: io::Error) -> Status {
     Status::internal(format!("{}: {error}", path.display()))
 }
@@ -224,5 +264,100 @@ pub fn fuzzing(dir: &Path, parts: Vec<peer::SnapshotPart>) {
         if !matches!(receiver.take(part), Ok(false)) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use proto::peer::{
+        Ballot, LogId, SnapshotPart,
+        snapshot_part::{Chunk, End, File},
+    };
+
+    use super::*;
+
+    fn parts() -> Vec<SnapshotPart> {
+        let begin = Begin {
+            leader: Some(Ballot { term: 3, member: 7, committed: true }),
+            last: Some(LogId { index: 300, ..LogId::default() }),
+            membership: Some(peer::StoredMembership::default()),
+            crc32: 0,
+        };
+        let data = Bytes::from_static(b"MANIFEST-000005\n");
+        let file = File { path: "CURRENT".to_owned(), size: data.len() as u64, crc32: 0 };
+        let chunk = Chunk { crc32: crc32fast::hash(&data), data };
+        [Part::Begin(begin.sealed()), Part::File(file.sealed()), Part::Chunk(chunk), Part::End(End { files: 1 })]
+            .map(|part| SnapshotPart { part: Some(part) })
+            .into()
+    }
+
+    /// What was received: what was said of it, and its files.
+    type Taken = (Option<Begin>, Vec<(PathBuf, Vec<u8>)>);
+
+    /// `None`: it was refused, or its end has not come.
+    fn receive(parts: &[SnapshotPart]) -> Option<Taken> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("received");
+        let mut receiver = Receiver::new(&path).unwrap();
+        for part in parts {
+            if receiver.take(part.part.clone()?).ok()? {
+                let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+                let files = files.map(|file| (file.file_name().unwrap().into(), fs::read(file).unwrap()));
+                return Some((receiver.begin, files.collect()));
+            }
+        }
+        None
+    }
+
+    /// Without the checksum, in which a flipped bit does no harm when it is not known as one any more.
+    fn content((begin, files): Taken) -> Taken {
+        (begin.map(|begin| Begin { crc32: 0, ..begin }), files)
+    }
+
+    #[test]
+    fn whatever_bit_is_flipped_on_the_way_nothing_else_is_received() {
+        let sent = parts();
+        let sound = content(receive(&sent).unwrap());
+        let mut refused = 0;
+        for changed in 0..sent.len() {
+            let encoded = sent[changed].encode_to_vec();
+            for bit in 0..encoded.len() * 8 {
+                let mut bytes = encoded.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                let Ok(part) = SnapshotPart::decode(bytes.as_slice()) else { continue };
+                let mut arrived = sent.clone();
+                arrived[changed] = part;
+                match receive(&arrived) {
+                    Some(taken) => assert_eq!(content(taken), sound, "bit {bit} of part {changed}"),
+                    None => refused += 1,
+                }
+            }
+        }
+        assert!(refused > 100, "{refused}");
+    }
+
+    #[test]
+    fn a_part_that_is_missing_is_noticed() {
+        let sent = parts();
+        for missing in 0..sent.len() {
+            let mut arrived = sent.clone();
+            arrived.remove(missing);
+            let taken = receive(&arrived);
+            assert!(taken.is_none_or(|(begin, _)| begin.is_none()), "part {missing}");
+        }
+    }
+
+    #[test]
+    fn what_a_version_without_checksums_says_is_taken() {
+        let mut sent = parts();
+        for part in &mut sent {
+            match &mut part.part {
+                Some(Part::Begin(begin)) => begin.crc32 = 0,
+                Some(Part::File(file)) => file.crc32 = 0,
+                _ => {}
+            }
+        }
+        assert!(receive(&sent).is_some());
     }
 }
