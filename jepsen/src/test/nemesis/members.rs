@@ -139,6 +139,34 @@ pub struct Lag {
 
 const SNAPSHOTS: &str = "etcd_network_snapshot_receive_success";
 
+impl Lag {
+    /// Which one lags.
+    pub fn lagging(&self) -> usize {
+        self.lagging
+    }
+
+    pub async fn cut_off(&mut self, nodes: &Nodes, random: &mut StdRng) -> Result<Fault> {
+        let leader = nodes.leader().await?;
+        self.lagging = (leader + random.random_range(1..nodes.len())) % nodes.len();
+        self.snapshots_before = metrics::sum(nodes, self.lagging, SNAPSHOTS).await?;
+        let at = Instant::now();
+        for other in (0..nodes.len()).filter(|other| *other != self.lagging) {
+            let cut = Link { cut: true, ..Link::default() };
+            nodes.set_link(self.lagging, other, cut);
+            nodes.set_link(other, self.lagging, cut);
+        }
+        let filled = fill_log(nodes, leader).await?;
+        let description = format!("{} misses {filled} bytes of log and more", nodes.name(self.lagging));
+        Ok(Fault::new(nodes, &[self.lagging], at, description))
+    }
+
+    /// Gives the number of snapshots that it took.
+    pub async fn catch_up(&self, nodes: &Nodes, to: u64) -> Result<u64> {
+        nodes.until_applied(self.lagging, to, CATCH_UP_LIMIT).await?;
+        Ok(metrics::sum(nodes, self.lagging, SNAPSHOTS).await? - self.snapshots_before)
+    }
+}
+
 impl Nemesis for Lag {
     fn name(&self) -> &'static str {
         "lagging-member"
@@ -149,37 +177,14 @@ impl Nemesis for Lag {
     }
 
     fn strike<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Fault>> {
-        async move {
-            let leader = nodes.leader().await?;
-            self.lagging = (leader + random.random_range(1..nodes.len())) % nodes.len();
-            self.snapshots_before = metrics::sum(nodes, self.lagging, SNAPSHOTS).await?;
-            let at = Instant::now();
-            for other in (0..nodes.len()).filter(|other| *other != self.lagging) {
-                let cut = Link { cut: true, ..Link::default() };
-                nodes.set_link(self.lagging, other, cut);
-                nodes.set_link(other, self.lagging, cut);
-            }
-            let filled = fill_log(nodes, leader).await?;
-            let description = format!("{} misses {filled} bytes of log and more", nodes.name(self.lagging));
-            Ok(Fault::new(nodes, &[self.lagging], at, description))
-        }
-        .boxed()
+        async move { self.cut_off(nodes, random).await }.boxed()
     }
 
     fn heal<'a>(&'a mut self, nodes: &'a mut Nodes, _: &'a mut StdRng) -> BoxFuture<'a, Result<Effect>> {
         async move {
-            let leader = nodes.leader().await?;
-            let to = nodes.status(leader).await.context("the leader does not answer")?.raft_applied_index;
+            let to = nodes.applied_by_leader().await?;
             nodes.heal_links();
-            let caught_up = async {
-                while nodes.status(self.lagging).await.is_none_or(|status| status.raft_applied_index < to) {
-                    // A delay: between two questions. A member tells how far it is only when it is asked.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            };
-            let caught_up = timeout(CATCH_UP_LIMIT, caught_up).await;
-            caught_up.with_context(|| format!("{} does not catch up", nodes.name(self.lagging)))?;
-            let snapshots = metrics::sum(nodes, self.lagging, SNAPSHOTS).await? - self.snapshots_before;
+            let snapshots = self.catch_up(nodes, to).await?;
             Ok(Effect::now("it has caught up", &[("snapshots received", snapshots)]))
         }
         .boxed()

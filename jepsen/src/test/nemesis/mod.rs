@@ -14,6 +14,7 @@ mod network;
 mod power;
 mod process;
 mod resources;
+mod snapshots;
 mod system_call;
 pub mod victims;
 
@@ -23,9 +24,10 @@ use anyhow::{Result, bail};
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 
-use super::nodes::{Needs, Nodes};
+use super::nodes::{Needs, Nodes, damage};
 use files::Files;
 use network::{Kind, Network};
+use snapshots::DamagedSnapshot;
 use system_call::SystemCall;
 
 /// What was done, and to whom.
@@ -110,6 +112,8 @@ const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
     ("add-remove-member", || Box::new(members::AddRemove)),
     ("move-leader", || Box::new(members::MoveLeader::default())),
     ("lagging-member", || Box::new(members::Lag::default())),
+    ("snapshot-bit-flip", || Box::new(DamagedSnapshot::new(damage::Kind::Flip))),
+    ("snapshot-truncation", || Box::new(DamagedSnapshot::new(damage::Kind::Cut))),
     ("mixed", || Box::new(mixed::Mixed::default())),
 ];
 

@@ -25,6 +25,7 @@ const CUT: Link = Link {
     delay: Duration::ZERO,
     jitter: Duration::ZERO,
     bytes_per_second: None,
+    damage: None,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

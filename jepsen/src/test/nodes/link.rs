@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, rngs::StdRng};
 
+use super::damage::Damage;
+
 /// What a throttled link keeps waiting; what comes on top of that is lost, as in a router.
 const BACKLOG_BYTES_MAX: u64 = 256 * 1024;
 
@@ -22,6 +24,8 @@ pub struct Link {
     /// At most so much is added to the delay.
     pub jitter: Duration,
     pub bytes_per_second: Option<u64>,
+    /// Of snapshots only.
+    pub damage: Option<Damage>,
 }
 
 /// How many packets met which fate.
@@ -34,6 +38,7 @@ pub struct Traffic {
     pub reordered: u64,
     pub delayed: u64,
     pub throttled: u64,
+    pub damaged: u64,
 }
 
 impl Traffic {
@@ -47,6 +52,7 @@ impl Traffic {
             reordered: self.reordered - before.reordered,
             delayed: self.delayed - before.delayed,
             throttled: self.throttled - before.throttled,
+            damaged: self.damaged - before.damaged,
         }
     }
 }
@@ -128,7 +134,7 @@ impl Link {
     }
 }
 
-fn hits(random: &mut StdRng, permille: u32) -> bool {
+pub(super) fn hits(random: &mut StdRng, permille: u32) -> bool {
     permille > 0 && random.random_ratio(permille.min(1000), 1000)
 }
 

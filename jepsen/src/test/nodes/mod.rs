@@ -9,6 +9,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod damage;
 pub mod disk;
 pub mod failing_disk;
 mod fuse;
@@ -19,6 +20,7 @@ pub mod machine;
 mod namespace;
 mod needs;
 pub mod sandbox;
+mod segment;
 mod status;
 pub mod switch;
 mod system;
@@ -51,8 +53,9 @@ pub use needs::Needs;
 use switch::Switch;
 
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
+/// Between two questions: a member tells how far it is only when it is asked.
+pub const STATUS_PAUSE: Duration = Duration::from_millis(20);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
-const LEADER_PAUSE: Duration = Duration::from_millis(20);
 const VOTE_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -196,10 +199,29 @@ impl Nodes {
                 if let Some(leader) = status::leading(&statuses) {
                     return leader;
                 }
-                sleep(LEADER_PAUSE).await;
+                sleep(STATUS_PAUSE).await;
             }
         };
         timeout(LEADER_LIMIT, wait).await.with_context(|| format!("nobody led within {LEADER_LIMIT:?}"))
+    }
+
+    /// How far the leader has applied its log.
+    pub async fn applied_by_leader(&self) -> Result<u64> {
+        let leader = self.leader().await?;
+        Ok(self.status(leader).await.context("the leader does not answer")?.raft_applied_index)
+    }
+
+    pub async fn has_applied(&self, node: usize, index: u64) -> bool {
+        self.status(node).await.is_some_and(|status| status.raft_applied_index >= index)
+    }
+
+    pub async fn until_applied(&self, node: usize, index: u64, limit: Duration) -> Result<()> {
+        let applied = async {
+            while !self.has_applied(node, index).await {
+                sleep(STATUS_PAUSE).await;
+            }
+        };
+        timeout(limit, applied).await.with_context(|| format!("{} has not all after {limit:?}", self.name(node)))
     }
 
     /// An error if a node has ended that nobody ended and that had no excuse.
@@ -399,7 +421,7 @@ impl Nodes {
                 }
             }
             ensure!(begin.elapsed() < VOTE_LIMIT, "{member} was added and does not vote after {VOTE_LIMIT:?}");
-            sleep(LEADER_PAUSE).await;
+            sleep(STATUS_PAUSE).await;
         }
     }
 

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
+    damage::Snapshots,
     interface::MTU,
     link::{Fate, Link, Memory, Traffic},
     system::check,
@@ -64,6 +65,7 @@ impl Switch {
             wake: Arc::clone(&wake),
             ports: Vec::new(),
             memories: HashMap::new(),
+            snapshots: Snapshots::default(),
             queue: BinaryHeap::new(),
             sequence: 0,
             random: StdRng::seed_from_u64(seed),
@@ -129,6 +131,7 @@ struct Forwarding {
     wake: Arc<OwnedFd>,
     ports: Vec<Port>,
     memories: HashMap<Direction, Memory>,
+    snapshots: Snapshots,
     queue: BinaryHeap<Waiting>,
     sequence: u64,
     random: StdRng,
@@ -221,6 +224,10 @@ impl Forwarding {
             Fate::Twice(due) => (due, 2),
         };
         *shared.by_direction.entry(direction).or_default() += 1;
+        let damaged = link
+            .damage
+            .and_then(|damage| self.snapshots.damage(packet, direction, damage, &mut self.random, &mut shared.traffic));
+        let packet = damaged.as_deref().unwrap_or(packet);
         for _ in 0..copies {
             if due <= now {
                 self.deliver(direction.1, packet);
