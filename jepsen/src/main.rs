@@ -42,6 +42,8 @@ enum Command {
     PowerCut(test::rounds::PowerCutArguments),
     /// Makes one fault after another under load and measures the recovery from each; needs root
     Rounds(test::rounds::Arguments),
+    /// Measures how long a replaced or lagging member takes to be back with a large store; needs root
+    Rejoin(test::rejoin::Arguments),
     /// Runs workloads under faults on machines of its own and checks what the clients were told; needs root
     Test(test::Arguments),
     /// Judges the history that a run of `test` kept, with the checkers of its workloads
@@ -71,7 +73,7 @@ fn main() -> anyhow::Result<()> {
     {
         return simulate::run_one(arguments, seed);
     }
-    if let Command::PowerCut(_) | Command::Rounds(_) | Command::Test(_) = command {
+    if let Command::PowerCut(_) | Command::Rounds(_) | Command::Rejoin(_) | Command::Test(_) = command {
         // Before there are other threads, which would stay outside.
         test::nodes::sandbox::enter()?;
     }
@@ -85,6 +87,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Reconfigure(arguments) => reconfigure::run(arguments).await,
         Command::PowerCut(arguments) => test::rounds::run_power_cut(arguments).await,
         Command::Rounds(arguments) => test::rounds::run(arguments).await,
+        Command::Rejoin(arguments) => test::rejoin::run(arguments).await,
         Command::Test(arguments) => test::run(arguments).await,
         Command::Check(arguments) => test::again::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments).await,

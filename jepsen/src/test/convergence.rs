@@ -15,6 +15,8 @@ use crate::process;
 /// How long members may take to be of one mind when all faults are healed.
 pub const CONVERGENCE_LIMIT: Duration = Duration::from_secs(60);
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// A hash is of the whole store, which may be large.
+const HASH_LIMIT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What all members agreed on.
@@ -102,6 +104,6 @@ async fn newest_revision(members: &[(&str, Channel)]) -> Result<i64> {
 
 async fn hash(channel: Channel, revision: i64) -> Result<HashKvResponse> {
     let request = HashKvRequest { revision };
-    let answer = timeout(REQUEST_LIMIT, MaintenanceClient::new(channel).hash_kv(request)).await??;
+    let answer = timeout(HASH_LIMIT, MaintenanceClient::new(channel).hash_kv(request)).await??;
     Ok(answer.into_inner())
 }

@@ -11,6 +11,7 @@
 //! | [`judge`], [`again`] | the verdict on a history, of a run that ends or of one that was kept |
 //! | [`convergence`] | all members hold the same in the end |
 //! | [`report`] | the page about a run |
+//! | [`rounds`], [`rejoin`] | one fault after another, and the figures of each |
 
 pub mod again;
 pub mod client;
@@ -23,6 +24,7 @@ pub mod nemesis;
 #[allow(dead_code, reason = "most nemeses are yet to come")]
 pub mod nodes;
 pub mod recorder;
+pub mod rejoin;
 pub mod report;
 pub mod rounds;
 pub mod run;

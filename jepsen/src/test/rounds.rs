@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn distribution(times: &[Duration]) -> Option<String> {
+pub fn distribution(times: &[Duration]) -> Option<String> {
     let mut times = times.to_vec();
     times.sort();
     let last = times.last()?;
