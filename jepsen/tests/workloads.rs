@@ -17,9 +17,9 @@ fn what_a_run_has_kept_passes_again() {
     let pintle = binaries::pintle();
     let store = tempfile::tempdir().expect("there is a temporary folder");
     let store = store.path().to_str().expect("the path is text");
-    let run = ["test", "--workload", "mixed", "--nemesis", "kill", "--time", "10", "--store", store];
+    let run = ["test", "--workload", "watch", "--nemesis", "kill", "--time", "20", "--store", store];
     binaries::run(&[&run[..], &["--binary", pintle.to_str().expect("the path is text")]].concat());
-    binaries::run(&["check", &format!("{store}/mixed-kill-1/history.jsonl")]);
+    binaries::run(&["check", &format!("{store}/watch-kill-1/history.jsonl")]);
 }
 
 /// What is demanded of Pintle is what etcd does.
