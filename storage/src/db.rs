@@ -151,6 +151,7 @@ impl Db {
     pub fn flush_apart(&self) -> Result<(), StorageError> {
         for name in COLUMN_FAMILIES {
             self.raw.flush_cf(self.cf(name)).map_err(|e| self.error(e))?;
+            // A delay: the planted bug is that there is time in between.
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
         Ok(())

@@ -154,6 +154,7 @@ impl Archiver {
         let (mut has_failed, mut wait) = (false, Duration::ZERO);
         loop {
             let is_last = tokio::select! {
+                // A delay: what has been applied meanwhile shares a sync, and after a failure nobody tells of its end.
                 () = tokio::time::sleep(wait) => false,
                 () = self.tap.soon.notified() => false,
                 () = self.member.stop.cancelled() => true,

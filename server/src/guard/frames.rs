@@ -1,16 +1,6 @@
 //! The frame headers of one direction of an HTTP/2 connection, whatever pieces the bytes come in (RFC 9113, 4.1).
 
-const HEADER_BYTES: usize = 9;
-
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const RST_STREAM: u8 = 3;
-pub const PING: u8 = 6;
-pub const GOAWAY: u8 = 7;
-/// Of DATA and HEADERS.
-pub const END_STREAM: u8 = 1;
-/// Of PING.
-pub const ACK: u8 = 1;
+use proto::http2::frame::{GOAWAY, HEAD_BYTES};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -22,7 +12,7 @@ pub struct Head {
 /// Where in a frame the bytes so far have ended.
 #[derive(Debug, Default)]
 pub struct Frames {
-    header: [u8; HEADER_BYTES],
+    header: [u8; HEAD_BYTES],
     /// Bytes of the header that have come.
     come: usize,
     /// Bytes of the payload that are still to come.
@@ -39,11 +29,11 @@ impl Frames {
                 bytes = &bytes[passed..];
                 continue;
             }
-            let taken = (HEADER_BYTES - self.come).min(bytes.len());
+            let taken = (HEAD_BYTES - self.come).min(bytes.len());
             self.header[self.come..self.come + taken].copy_from_slice(&bytes[..taken]);
             self.come += taken;
             bytes = &bytes[taken..];
-            if self.come == HEADER_BYTES {
+            if self.come == HEAD_BYTES {
                 let [a, b, c, kind, flags, s, t, u, v] = self.header;
                 self.come = 0;
                 self.payload = u32::from_be_bytes([0, a, b, c]) as usize;

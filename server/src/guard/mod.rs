@@ -23,14 +23,12 @@ use std::{
 
 use frames::Frames;
 use pings::Pings;
+use proto::http2::{PREFACE, frame::ENHANCE_YOUR_CALM};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
 
-/// What an HTTP/2 client sends first.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const ENHANCE_YOUR_CALM: u32 = 11;
 /// What a client that is sent away gets to read the reason in, as in grpc-go.
 pub const LEAVE_MAX: Duration = Duration::from_secs(1);
 
@@ -218,7 +216,7 @@ mod tests {
     use super::*;
 
     const MIN: Duration = Duration::from_secs(5);
-    const PING: [u8; 17] = [0, 0, 8, frames::PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const PING: [u8; 17] = [0, 0, 8, proto::http2::frame::PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
     #[tokio::test]
     async fn a_client_that_pings_too_often_is_told_so_and_sent_away() {

@@ -5,9 +5,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use proto::http2::frame::{ACK, DATA, END_STREAM, HEADERS, PING, RST_STREAM};
 use tokio::time::Instant;
 
-use super::frames::{ACK, DATA, END_STREAM, HEADERS, Head, PING, RST_STREAM};
+use super::frames::Head;
 
 const STRIKES_MAX: u32 = 2;
 const WITHOUT_CALLS: Duration = Duration::from_secs(2 * 60 * 60);

@@ -291,7 +291,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
                             let done = self.handler.carry_out(unary, &head, message);
                             let place = self.tasks.add(async move { Done { stream, what: What::Message(done.await) } });
                             call.place = Some(place);
-                            self.connection.read_last(bytes.len());
+                            self.connection.read_on_connection(bytes.len());
                         }
                         None => self.begin(stream, head, Some(bytes), end),
                     };
