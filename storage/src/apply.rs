@@ -144,6 +144,7 @@ impl Applier {
             inner: &self.inner,
             state: &mut state,
             writes: WriteBatch::default(),
+            versions: Vec::new(),
             pending: Pending::default(),
             change: Change::default(),
             compactions: Vec::new(),
@@ -185,7 +186,9 @@ struct Batch<'a> {
     inner: &'a Inner,
     state: &'a mut State,
     writes: WriteBatch,
-    /// Versions in `writes`, which RocksDB does not know yet.
+    /// What is to be written to `data`.
+    versions: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Those of `versions`, which RocksDB does not know yet.
     pending: Pending,
     change: Change,
     /// Compactions to begin, with the state before where it is to be hashed.
@@ -201,6 +204,9 @@ impl Batch<'_> {
         position[8..].copy_from_slice(&written.term.to_be_bytes());
         self.put_meta(meta::APPLIED, &position);
         self.put_meta(meta::REVISION, &self.state.revision.to_be_bytes());
+        self.versions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let data = self.state.db.cf(DATA);
+        self.versions.drain(..).for_each(|(at, version)| self.writes.put_cf(data, at, version));
         let began = Instant::now();
         self.state.db.write(std::mem::take(&mut self.writes))?;
         self.inner.options.observer.took(Work::Write, began.elapsed());
@@ -569,9 +575,10 @@ impl<'w, 'b> Write<'w, 'b> {
         };
 
         let prev = entry_before.map(|before| before.mod_revision);
-        let Batch { inner, state, writes, pending, change, .. } = &mut *self.batch;
+        let Batch { inner, state, writes, versions, pending, change, .. } = &mut *self.batch;
         let at = keys::data_key(&put.key, revision);
-        writes.put_cf(state.db.cf(DATA), &at, record::encode_version(&at, &kv));
+        let version = record::encode_version(&at, &kv);
+        versions.push((at, version));
         let at = keys::event_key(revision);
         writes.put_cf(state.db.cf(EVENTS), at, EventRecord::put(put.key.clone(), &entry, prev).encode(&at));
         let lease_before = entry_before.map_or(0, |before| before.lease);
@@ -606,14 +613,15 @@ impl<'w, 'b> Write<'w, 'b> {
     /// Deletes a key that exists.
     fn delete(&mut self, key: &[u8]) -> Result<(), StorageError> {
         let revision = self.next_revision();
-        let Batch { inner, state, writes, change, .. } = &mut *self.batch;
+        let Batch { inner, state, writes, versions, change, .. } = &mut *self.batch;
         let before = state.index.remove(key).expect("only keys of the index are deleted");
         if before.lease != 0 {
             inner.leases.write().detach(key, before.lease);
         }
         let key = Bytes::copy_from_slice(key);
         let at = keys::data_key(&key, revision);
-        writes.put_cf(state.db.cf(DATA), &at, record::encode_tombstone(&at));
+        let tombstone = record::encode_tombstone(&at);
+        versions.push((at, tombstone));
         let at = keys::event_key(revision);
         writes.put_cf(state.db.cf(EVENTS), at, EventRecord::delete(key.clone(), before.mod_revision).encode(&at));
         change.events.push(Arc::new(Event::delete(revision, key, before.mod_revision)));
