@@ -22,14 +22,18 @@ const REVISION_LEN: usize = 16;
 /// What every version of `key` begins with.
 pub(crate) fn data_prefix(key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(key.len() + 2 + REVISION_LEN);
-    for &byte in key {
-        out.push(byte);
-        if byte == ESCAPE {
-            out.push(ESCAPED_ZERO);
-        }
+    put_data_prefix(key, &mut out);
+    out
+}
+
+fn put_data_prefix(key: &[u8], out: &mut Vec<u8>) {
+    let mut pieces = key.split(|&byte| byte == ESCAPE);
+    out.extend_from_slice(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        out.extend([ESCAPE, ESCAPED_ZERO]);
+        out.extend_from_slice(piece);
     }
     out.extend([ESCAPE, END]);
-    out
 }
 
 /// The first possible key behind all versions of `key`.
@@ -41,10 +45,16 @@ pub(crate) fn after_versions(key: &[u8]) -> Vec<u8> {
 
 /// Where the version of `key` written at `revision` stands.
 pub(crate) fn data_key(key: &[u8], revision: Revision) -> Vec<u8> {
-    let mut out = data_prefix(key);
+    let mut out = Vec::with_capacity(key.len() + 2 + REVISION_LEN);
+    put_data_key(key, revision, &mut out);
+    out
+}
+
+/// Appends [`data_key`].
+pub(crate) fn put_data_key(key: &[u8], revision: Revision, out: &mut Vec<u8>) {
+    put_data_prefix(key, out);
     out.extend((!(revision.main as u64)).to_be_bytes());
     out.extend((!(revision.sub as u64)).to_be_bytes());
-    out
 }
 
 /// Splits a `data` key; None when it is not one.

@@ -189,8 +189,10 @@ impl Snapshot<'_> {
             return Ok(());
         }
         let mut cursor = self.db.cursor(DATA);
+        let mut wanted = Vec::new();
         for (i, (key, entry)) in entries.enumerate() {
-            let wanted = keys::data_key(key, entry.mod_revision);
+            wanted.clear();
+            keys::put_data_key(key, entry.mod_revision, &mut wanted);
             advance_to(&mut cursor, &wanted)?;
             let version = match cursor.item()? {
                 Some((at, value)) if at == wanted => self.db.open_version(at, value)?,
