@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! request ── counted, metered ──> a unary call of KV: message in, message out
-//!                             ├─> Lease, Watch: called at once
+//!                             ├─> LeaseKeepAlive, Watch: a stream of messages, encoded where they are made
+//!                             ├─> what else there is of KV, Lease and Watch: called at once
 //!                             └─> the others, which are called seldom: a router
 //! answer  <── etcd's words, counted, held until it is sent
 //! ```
@@ -20,7 +21,7 @@ use std::{
 use axum::Router;
 use bytes::Bytes;
 use futures::{
-    FutureExt as _,
+    FutureExt as _, StreamExt as _,
     future::{BoxFuture, Either},
 };
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -53,6 +54,7 @@ use crate::{
     lease::{self, LeaseService},
     maintenance::MaintenanceService,
     rpc_count::{Received, RpcCount, Sent},
+    streaming::{self, Encoded},
     too_large, unary,
     watch::{self, WatchService},
 };
@@ -73,7 +75,9 @@ pub struct Grpc {
     kv_service: Arc<KvService>,
     /// What of it is no unary call in plain bytes.
     kv: KvServer<KvService>,
+    lease_service: Arc<LeaseService>,
     lease: LeaseServer<LeaseService>,
+    watch_service: Arc<WatchService>,
     watch: WatchServer<WatchService>,
     others: Router,
     names: Arc<Vec<&'static str>>,
@@ -118,14 +122,18 @@ impl Grpc {
         others.add(reflection().build_v1()?);
         others.add(reflection().build_v1alpha()?);
         let kv = Arc::new(KvService::new(ctx.clone()));
+        let watch = Arc::new(WatchService::new(ctx.clone(), hub));
+        let lease = Arc::new(LeaseService::new(ctx.clone(), clock));
         Ok(Grpc {
             message_bytes_max: max,
             count: RpcCount { metrics: ctx.metrics.clone(), slow },
             requests: Requests::new(max),
             kv: limited!(KvServer, from_arc, kv.clone()),
             kv_service: kv,
-            watch: limited!(WatchServer, WatchService::new(ctx.clone(), hub)),
-            lease: limited!(LeaseServer, LeaseService::new(ctx, clock)),
+            watch: limited!(WatchServer, from_arc, watch.clone()),
+            watch_service: watch,
+            lease: limited!(LeaseServer, from_arc, lease.clone()),
+            lease_service: lease,
             others: others.routes.routes().prepare().into_axum_router(),
             names: Arc::new(others.names),
         })
@@ -178,11 +186,14 @@ impl Grpc {
         let of_service = |answer: Result<Response<Body>, Infallible>| infallible(answer).map(Content::Stream);
         let answer = match Direct::of(request.uri().path()) {
             Some(Direct::Unary(call)) if unary::is_plain(request.headers()) => {
-                return Either::Left(self.call_unary(call, request));
+                return Either::Left(Either::Left(self.call_unary(call, request)));
+            }
+            Some(Direct::Streaming(call)) if unary::is_plain(request.headers()) => {
+                return Either::Left(Either::Right(std::future::ready(self.call_streaming(call, request))));
             }
             Some(Direct::Unary(_) | Direct::Kv) => self.kv.clone().call(request),
-            Some(Direct::Lease) => self.lease.clone().call(request),
-            Some(Direct::Watch) => self.watch.clone().call(request),
+            Some(Direct::Streaming(Streaming::KeepAlive) | Direct::Lease) => self.lease.clone().call(request),
+            Some(Direct::Streaming(Streaming::Watch) | Direct::Watch) => self.watch.clone().call(request),
             None => {
                 let answer = self.others.clone().call(request.map(axum::body::Body::new));
                 let answer = answer.map(|answer| infallible(answer).map(|body| Content::Stream(Body::new(body))));
@@ -212,14 +223,35 @@ impl Grpc {
             match call.carry_out(&kv, tonic::Request::from_parts(metadata, parts.extensions, message)).await {
                 Ok(answer) => {
                     let (metadata, message, extensions) = answer.into_parts();
-                    let mut answer = Response::new(Content::Message(message));
-                    *answer.headers_mut() = metadata.into_headers();
-                    answer.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+                    let mut answer = answer_of(Content::Message(message));
+                    answer.headers_mut().extend(metadata.into_headers());
                     *answer.extensions_mut() = extensions;
                     answer
                 }
                 Err(status) => status.into_http(),
             }
+        }
+    }
+
+    fn call_streaming<B>(&self, call: Streaming, request: Request<RequestBody<B>>) -> Response<Content>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (parts, body) = request.into_parts();
+        let (metadata, max) = (MetadataMap::from_headers(parts.headers), self.message_bytes_max);
+        macro_rules! requests {
+            () => {
+                tonic::Request::from_parts(metadata, parts.extensions, streaming::Requests::new(body, max))
+            };
+        }
+        let answers = match call {
+            Streaming::KeepAlive => self.lease_service.keep_alives_encoded(requests!()),
+            Streaming::Watch => self.watch_service.watch_encoded(requests!()),
+        };
+        match answers {
+            Ok(answers) => answer_of(Content::Messages(answers)),
+            Err(status) => status.into_http(),
         }
     }
 
@@ -276,8 +308,16 @@ impl Unary {
     }
 }
 
+/// The calls with messages in both directions.
+#[derive(Clone, Copy)]
+enum Streaming {
+    KeepAlive,
+    Watch,
+}
+
 enum Direct {
     Unary(Unary),
+    Streaming(Streaming),
     Kv,
     Lease,
     Watch,
@@ -292,11 +332,19 @@ impl Direct {
             ("KV", "DeleteRange") => Direct::Unary(Unary::DeleteRange),
             ("KV", "Txn") => Direct::Unary(Unary::Txn),
             ("KV", _) => Direct::Kv,
+            ("Lease", "LeaseKeepAlive") => Direct::Streaming(Streaming::KeepAlive),
             ("Lease", _) => Direct::Lease,
+            ("Watch", "Watch") => Direct::Streaming(Streaming::Watch),
             ("Watch", _) => Direct::Watch,
             _ => return None,
         })
     }
+}
+
+fn answer_of(content: Content) -> Response<Content> {
+    let mut answer = Response::new(content);
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    answer
 }
 
 fn infallible<T>(result: Result<T, Infallible>) -> T {
@@ -346,6 +394,8 @@ enum Content {
     Message(Bytes),
     /// The message has been sent.
     Success,
+    /// Messages, one or more at a time, and then that the call has succeeded or why not.
+    Messages(Encoded),
     Stream(Body),
     /// All has been said in the headers.
     #[default]
@@ -370,6 +420,17 @@ impl HttpBody for Answer {
                 Some(Ok(Frame::data(message)))
             }
             Content::Success => Some(Ok(Frame::trailers(success()))),
+            Content::Messages(mut messages) => {
+                let next = messages.poll_next_unpin(cx);
+                if matches!(next, Poll::Pending | Poll::Ready(Some(Ok(_)))) {
+                    self.content = Content::Messages(messages);
+                }
+                Some(Ok(match std::task::ready!(next) {
+                    Some(Ok(bytes)) => Frame::data(bytes),
+                    Some(Err(status)) => Frame::trailers(refusal(&status)),
+                    None => Frame::trailers(success()),
+                }))
+            }
             Content::Stream(mut body) => {
                 let frame = Pin::new(&mut body).poll_frame(cx);
                 self.content = Content::Stream(body);
@@ -385,7 +446,7 @@ impl HttpBody for Answer {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Message(_) | Content::Success => false,
+            Content::Message(_) | Content::Success | Content::Messages(_) => false,
             Content::Stream(body) => body.is_end_stream(),
             Content::Nothing => true,
         }
@@ -394,11 +455,17 @@ impl HttpBody for Answer {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             // Trailers follow: nobody needs to know the length beforehand.
-            Content::Message(_) | Content::Success => SizeHint::default(),
+            Content::Message(_) | Content::Success | Content::Messages(_) => SizeHint::default(),
             Content::Stream(body) => body.size_hint(),
             Content::Nothing => SizeHint::with_exact(0),
         }
     }
+}
+
+fn refusal(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers).expect("a status stands in headers");
+    trailers
 }
 
 fn success() -> HeaderMap {

@@ -77,6 +77,7 @@ mod rpc_count;
 mod serve;
 mod snapshot;
 pub mod start;
+mod streaming;
 mod systemd;
 mod tls;
 mod too_large;

@@ -67,21 +67,26 @@ where
     if come.len() < PREFIX_BYTES {
         come = gather(&mut body, come, PREFIX_BYTES).await?;
     }
-    let [flag, length @ ..] = *come.first_chunk::<PREFIX_BYTES>().expect("it has been gathered");
-    let length = u32::from_be_bytes(length) as usize;
-    match flag {
-        0 => {}
-        1 => return Err(Status::internal("the message is compressed, but no grpc-encoding is named")),
-        _ => return Err(Status::internal(format!("a message begins with the flag {flag}, and not with 0 or 1"))),
-    }
-    if length > bytes_max {
-        return Err(too_large::refusal(length, bytes_max));
-    }
+    let length = length_in(come.first_chunk().expect("it has been gathered"), bytes_max)?;
     if come.len() < PREFIX_BYTES + length {
         come = gather(&mut body, come, PREFIX_BYTES + length).await?;
     }
     while !body.is_end_stream() && next(&mut body).await?.is_some() {}
     Ok(come.slice(PREFIX_BYTES..PREFIX_BYTES + length))
+}
+
+/// The length of the message behind a prefix.
+///
+/// # Errors
+/// When it is above `bytes_max`, or the prefix is that of no message in plain bytes.
+pub fn length_in(&[flag, ref length @ ..]: &[u8; PREFIX_BYTES], bytes_max: usize) -> Result<usize, Status> {
+    let length = u32::from_be_bytes(*length) as usize;
+    match flag {
+        0 if length <= bytes_max => Ok(length),
+        0 => Err(too_large::refusal(length, bytes_max)),
+        1 => Err(Status::internal("the message is compressed, but no grpc-encoding is named")),
+        _ => Err(Status::internal(format!("a message begins with the flag {flag}, and not with 0 or 1"))),
+    }
 }
 
 /// The next bytes of a body that is none of trailers.
@@ -119,10 +124,19 @@ where
 /// Encodes a message behind its prefix.
 pub fn with_prefix(message: &impl Message) -> Result<Bytes, Status> {
     let mut encoded = Vec::with_capacity(PREFIX_BYTES + message.encoded_len());
-    encoded.extend([0; PREFIX_BYTES]);
-    message.encode_raw(&mut encoded);
-    set_prefix(&mut encoded)?;
+    append(&mut encoded, |out| message.encode_raw(out))?;
     Ok(encoded.into())
+}
+
+/// Appends the message that `encode` appends, behind its prefix.
+///
+/// # Errors
+/// As [`set_prefix`].
+pub fn append(out: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Status> {
+    let begin = out.len();
+    out.extend([0; PREFIX_BYTES]);
+    encode(out);
+    set_prefix(&mut out[begin..])
 }
 
 /// Sets the prefix of an encoded message, for which there is room before it.

@@ -26,6 +26,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::Stream;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Frame};
@@ -82,17 +83,15 @@ pub trait Handler: Send + 'static {
 struct Call<U> {
     /// A unary call that waits for its message.
     awaiting: Option<(U, Arc<Head>)>,
-    /// What runs for it.
+    /// What runs for it: a call, or the answer, of which more is asked for when what it gave is on its way.
     place: Option<Place>,
     body: Option<body::Sender>,
-    /// The answer, of which more is asked for when what it gave is on its way.
-    content: Option<Content>,
     _held: Option<Arc<Held>>,
 }
 
 impl<U> Default for Call<U> {
     fn default() -> Self {
-        Call { awaiting: None, place: None, body: None, content: None, _held: None }
+        Call { awaiting: None, place: None, body: None, _held: None }
     }
 }
 
@@ -107,7 +106,11 @@ enum What {
     Stopped,
     Message(Result<(Bytes, Option<Arc<Held>>), Status>),
     Answer(Response<Content>),
-    Frame(Content, Option<Result<Frame<Bytes>, BoxError>>),
+    /// Of the answer; None behind the last. `is_end`: it is the last.
+    Frame {
+        frame: Option<Result<Frame<Bytes>, BoxError>>,
+        is_end: bool,
+    },
 }
 
 /// How far the end of a connection has come that the server stops.
@@ -347,30 +350,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
         let mut ended = std::mem::take(&mut self.ended);
         let was_woken = self.tasks.poll(cx, &mut ended).is_ready();
         for (_, Done { stream, what }) in ended.drain(..) {
-            if let What::Stopped = what {
-                self.announce_leave();
-            } else if let Some(call) = self.connection.data(stream) {
-                call.place = None;
-                self.done(stream, what);
-            }
+            self.done(stream, what);
         }
         self.ended = ended;
         was_woken
     }
 
     fn done(&mut self, stream: u32, what: What) {
+        if let What::Stopped = what {
+            return self.announce_leave();
+        }
+        let Some(call) = self.connection.data(stream) else { return };
         match what {
             What::Stopped => {}
             What::Message(Ok((message, held))) => {
-                if let Some(call) = self.connection.data(stream) {
-                    call._held = held;
-                }
+                (call.place, call._held) = (None, held);
                 self.connection.begin_success(stream);
                 self.connection.send_last(stream, message);
             }
             What::Message(Err(status)) => self.begin_answer(stream, status.into_http::<Content>()),
             What::Answer(answer) => self.begin_answer(stream, answer),
-            What::Frame(content, frame) => self.go_on(stream, content, frame),
+            What::Frame { frame, is_end } => self.go_on(stream, frame, is_end),
         }
     }
 
@@ -388,50 +388,47 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
             .chain(date.iter().map(|date| (&b"date"[..], date.as_bytes())))
             .chain(length.iter().map(|length| (&b"content-length"[..], length.as_bytes())));
         let is_end = content.is_end_stream();
-        self.connection.begin(stream, fields, is_end);
-        if !is_end {
-            self.next_frame(stream, content);
-        }
-    }
-
-    fn next_frame(&mut self, stream: u32, mut content: Content) {
         let Some(call) = self.connection.data(stream) else { return };
-        call.place = Some(self.tasks.add(async move {
-            let frame = content.frame().await;
-            Done { stream, what: What::Frame(content, frame) }
-        }));
+        call.place = (!is_end).then(|| self.tasks.add_items(frames(stream, content)));
+        self.connection.begin(stream, fields, is_end);
     }
 
-    fn go_on(&mut self, stream: u32, content: Content, frame: Option<Result<Frame<Bytes>, BoxError>>) {
-        let frame = match frame {
-            None => return self.connection.finish(stream, End::Plain),
+    fn go_on(&mut self, stream: u32, frame: Option<Result<Frame<Bytes>, BoxError>>, is_end: bool) {
+        let end = match frame {
+            None => Some(End::Plain),
             Some(Err(error)) => {
                 tracing::debug!(%error, "an answer failed");
+                self.drop_answer(stream);
                 self.connection.reset(stream, frame::INTERNAL_ERROR);
                 return;
             }
-            Some(Ok(frame)) => frame,
-        };
-        match frame.into_data() {
-            Ok(data) => {
-                let is_end = content.is_end_stream();
-                if data.is_empty() && !is_end {
-                    return self.next_frame(stream, content);
-                }
-                if !data.is_empty() {
-                    if !is_end && let Some(call) = self.connection.data(stream) {
-                        call.content = Some(content);
+            Some(Ok(frame)) => match frame.into_data().map_err(Frame::into_trailers) {
+                Ok(data) if data.is_empty() && !is_end => return self.ask_for_more(stream),
+                Ok(data) => {
+                    if !data.is_empty() {
+                        self.connection.send(stream, data);
                     }
-                    self.connection.send(stream, data);
+                    is_end.then_some(End::Plain)
                 }
-                if is_end {
-                    self.connection.finish(stream, End::Plain);
-                }
-            }
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => self.connection.finish(stream, ending(&trailers)),
-                Err(_) => self.next_frame(stream, content),
+                Err(Ok(trailers)) => Some(ending(&trailers)),
+                Err(Err(_)) => return self.ask_for_more(stream),
             },
+        };
+        if let Some(end) = end {
+            self.drop_answer(stream);
+            self.connection.finish(stream, end);
+        }
+    }
+
+    fn ask_for_more(&mut self, stream: u32) {
+        if let Some(place) = self.connection.data(stream).and_then(|call| call.place) {
+            self.tasks.ask(place);
+        }
+    }
+
+    fn drop_answer(&mut self, stream: u32) {
+        if let Some(place) = self.connection.data(stream).and_then(|call| call.place.take()) {
+            self.tasks.remove(place);
         }
     }
 
@@ -442,9 +439,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
         self.connection.take_drained(&mut drained);
         let goes_on = !drained.is_empty();
         for stream in drained.drain(..) {
-            if let Some(content) = self.connection.data(stream).and_then(|call| call.content.take()) {
-                self.next_frame(stream, content);
-            }
+            self.ask_for_more(stream);
         }
         self.drained = drained;
         goes_on
@@ -464,6 +459,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
         while self.io.read(&mut scratch).await? > 0 {}
         Ok(())
     }
+}
+
+/// The frames of an answer, and the end of one that does not say before that a frame is the last.
+fn frames(stream: u32, content: Content) -> impl Stream<Item = Done> + Send {
+    futures::stream::unfold(Some(content), move |content| async move {
+        let mut content = content?;
+        let frame = content.frame().await;
+        let is_end = content.is_end_stream();
+        let rest = frame.is_some().then_some(content);
+        Some((Done { stream, what: What::Frame { frame, is_end } }, rest))
+    })
 }
 
 const GRPC: &[u8] = b"application/grpc";

@@ -1,4 +1,4 @@
-//! Futures that a connection's task polls: only those that were woken, and each can be dropped at any time.
+//! Futures and streams that a connection's task polls: only those that were woken, and each can be dropped at any time.
 
 use std::{
     sync::{
@@ -8,10 +8,15 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use futures::{future::BoxFuture, task::AtomicWaker};
+use futures::{
+    Stream,
+    future::BoxFuture,
+    stream::{BoxStream, StreamExt as _},
+    task::AtomicWaker,
+};
 use parking_lot::Mutex;
 
-/// Where a future is kept.
+/// Where a future or a stream is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place(usize);
 
@@ -23,8 +28,18 @@ pub struct Tasks<O> {
     woken: Vec<usize>,
 }
 
+enum Work<O> {
+    Nothing,
+    Once(BoxFuture<'static, O>),
+    /// `is_asked`: for its next item.
+    Items {
+        stream: BoxStream<'static, O>,
+        is_asked: bool,
+    },
+}
+
 struct Slot<O> {
-    future: Option<BoxFuture<'static, O>>,
+    work: Work<O>,
     bell: Arc<Bell>,
     waker: Waker,
 }
@@ -41,6 +56,15 @@ struct Bell {
     place: usize,
     has_rung: AtomicBool,
     shared: Arc<Shared>,
+}
+
+impl Shared {
+    /// The task itself is running, and need not be woken.
+    fn note(&self, bell: &Bell) {
+        if !bell.has_rung.swap(true, Ordering::AcqRel) {
+            self.woken.lock().push(bell.place);
+        }
+    }
 }
 
 impl Wake for Bell {
@@ -65,32 +89,47 @@ impl<O> Default for Tasks<O> {
 impl<O> Tasks<O> {
     /// Takes a future in. It is polled when the tasks are polled next.
     pub fn add(&mut self, future: impl Future<Output = O> + Send + 'static) -> Place {
+        self.put(Work::Once(Box::pin(future)))
+    }
+
+    /// Takes a stream in, and asks for its first item. It keeps its place until it ends.
+    pub fn add_items(&mut self, items: impl Stream<Item = O> + Send + 'static) -> Place {
+        self.put(Work::Items { stream: Box::pin(items), is_asked: true })
+    }
+
+    /// Asks a stream for its next item.
+    pub fn ask(&mut self, Place(place): Place) {
+        let slot = &mut self.slots[place];
+        if let Work::Items { is_asked, .. } = &mut slot.work {
+            *is_asked = true;
+            self.shared.note(&slot.bell);
+        }
+    }
+
+    fn put(&mut self, work: Work<O>) -> Place {
         let place = self.free.pop().unwrap_or_else(|| {
             let place = self.slots.len();
             let bell = Arc::new(Bell { place, has_rung: AtomicBool::new(false), shared: self.shared.clone() });
             let waker = Waker::from(bell.clone());
-            self.slots.push(Slot { future: None, bell, waker });
+            self.slots.push(Slot { work: Work::Nothing, bell, waker });
             place
         });
         let slot = &mut self.slots[place];
-        slot.future = Some(Box::pin(future));
-        // The task itself is running, and need not be woken.
-        if !slot.bell.has_rung.swap(true, Ordering::AcqRel) {
-            self.shared.woken.lock().push(place);
-        }
+        slot.work = work;
+        self.shared.note(&slot.bell);
         Place(place)
     }
 
-    /// Drops a future that has not ended.
-    pub fn remove(&mut self, place: Place) {
-        if self.slots[place.0].future.take().is_some() {
-            self.free.push(place.0);
+    /// Drops what has not ended.
+    pub fn remove(&mut self, Place(place): Place) {
+        if !matches!(std::mem::replace(&mut self.slots[place].work, Work::Nothing), Work::Nothing) {
+            self.free.push(place);
         }
     }
 
-    /// Polls those that were woken, and gives what those that have ended came to into `ended`. Pending when none was
-    /// woken: the task is when one is.
-    pub fn poll(&mut self, cx: &mut Context<'_>, ended: &mut Vec<(Place, O)>) -> Poll<()> {
+    /// Polls those that were woken, and gives what they came to into `results`. Pending when none was woken: the task is
+    /// when one is.
+    pub fn poll(&mut self, cx: &mut Context<'_>, results: &mut Vec<(Place, O)>) -> Poll<()> {
         self.shared.task.register(cx.waker());
         std::mem::swap(&mut *self.shared.woken.lock(), &mut self.woken);
         if self.woken.is_empty() {
@@ -100,13 +139,23 @@ impl<O> Tasks<O> {
             let slot = &mut self.slots[place];
             // Before it is polled: what wakes it from then on counts.
             slot.bell.has_rung.swap(false, Ordering::AcqRel);
-            // One that was woken late, when another had its place or nobody.
-            let Some(future) = &mut slot.future else { continue };
-            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&slot.waker)) {
-                slot.future = None;
+            let cx = &mut Context::from_waker(&slot.waker);
+            let result = match &mut slot.work {
+                Work::Once(future) => future.as_mut().poll(cx).map(|output| (Some(output), true)),
+                Work::Items { stream, is_asked } if *is_asked => stream.poll_next_unpin(cx).map(|item| {
+                    *is_asked = false;
+                    let has_ended = item.is_none();
+                    (item, has_ended)
+                }),
+                // It was woken late, when another had its place or nobody, or nothing was asked of it.
+                Work::Items { .. } | Work::Nothing => continue,
+            };
+            let Poll::Ready((output, has_ended)) = result else { continue };
+            if has_ended {
+                slot.work = Work::Nothing;
                 self.free.push(place);
-                ended.push((Place(place), output));
             }
+            results.extend(output.map(|output| (Place(place), output)));
         }
         Poll::Ready(())
     }
@@ -153,6 +202,29 @@ mod tests {
         drop(first);
         assert!(poll(&mut tasks).1[0].is_err());
         assert_eq!(tasks.free.len(), tasks.slots.len());
+    }
+
+    #[tokio::test]
+    async fn a_stream_gives_an_item_when_it_is_asked_and_keeps_its_place() {
+        let mut tasks = Tasks::default();
+        let place = tasks.add_items(futures::stream::iter([1, 2]));
+        let mut results = Vec::new();
+        let mut poll = |tasks: &mut Tasks<_>| {
+            let waker = futures::task::noop_waker();
+            while tasks.poll(&mut Context::from_waker(&waker), &mut results).is_ready() {}
+            std::mem::take(&mut results)
+        };
+        assert_eq!(poll(&mut tasks), [(place, 1)]);
+        assert_eq!(poll(&mut tasks), []);
+        tasks.slots[place.0].waker.wake_by_ref();
+        assert_eq!(poll(&mut tasks), [], "nobody asks");
+        tasks.ask(place);
+        assert_eq!(poll(&mut tasks), [(place, 2)]);
+        assert_ne!(tasks.add_items(futures::stream::pending()), place);
+        tasks.ask(place);
+        assert_eq!(poll(&mut tasks), []);
+        assert_eq!(tasks.add(std::future::ready(3)), place, "it has ended");
+        assert_eq!(poll(&mut tasks), [(place, 3)]);
     }
 
     #[tokio::test]

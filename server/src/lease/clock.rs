@@ -104,19 +104,24 @@ impl Clock {
         self.table.lock().ids()
     }
 
-    /// Renews a lease, on the leader, if there is nothing to wait for but its majority: None when there is. Else as
+    /// Renews leases, on the leader, if there is nothing to wait for but its majority: None when there is. Else as
     /// [`Clock::keep_alive`].
-    pub(super) async fn keep_alive_at_once(&self, id: LeaseId) -> Result<Option<i64>, Status> {
+    pub(super) async fn keep_alive_at_once(&self, ids: &[LeaseId]) -> Result<Option<Vec<i64>>, Status> {
         let term = self.confirm_leading(self.member()?.as_ref()).await?;
-        match self.table.lock().renew(id, term, host::now()) {
-            Renewal::Renewed { ttl } => {
-                self.renewed.fetch_add(1, Relaxed);
-                Ok(Some(ttl))
-            }
-            Renewal::Unknown => Ok(Some(0)),
-            Renewal::NotLeading => Err(EtcdError::NotLeader.into()),
-            Renewal::Checkpointed | Renewal::Expired => Ok(None),
+        let (mut table, now) = (self.table.lock(), host::now());
+        let mut ttls = Vec::with_capacity(ids.len());
+        for &id in ids {
+            ttls.push(match table.renew(id, term, now) {
+                Renewal::Renewed { ttl } => {
+                    self.renewed.fetch_add(1, Relaxed);
+                    ttl
+                }
+                Renewal::Unknown => 0,
+                Renewal::NotLeading => return Err(EtcdError::NotLeader.into()),
+                Renewal::Checkpointed | Renewal::Expired => return Ok(None),
+            });
         }
+        Ok(Some(ttls))
     }
 
     /// Renews a lease, on the leader. The TTL that it has now, in seconds; 0 when there is no such lease.

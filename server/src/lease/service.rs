@@ -1,8 +1,12 @@
 //! etcd's Lease service.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, TryStreamExt as _};
+use bytes::Bytes;
+use futures::{
+    Stream, StreamExt, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
 use prost::Message;
 use proto::{
     EtcdError, LeaseId,
@@ -25,6 +29,8 @@ use crate::{
     auth::Caller,
     context::Context,
     quota,
+    streaming::Encoded,
+    unary,
     watch::leader_lost,
 };
 
@@ -32,7 +38,7 @@ use crate::{
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before the leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Keep-alives of one stream that are under way at a time. They share the confirmation of the leader.
+/// Keep-alives of one stream that are under way at a time. They share the leader's confirmation.
 const KEEP_ALIVES_MAX: usize = 64;
 /// Longest TTL that is granted, in seconds; whoever asks for more is refused when the grant is applied.
 const TTL_MAX: i64 = 9_000_000_000;
@@ -91,7 +97,7 @@ impl LeaseService {
     }
 
     async fn keep_alive(
-        self,
+        &self,
         caller: &Caller,
         request: LeaseKeepAliveRequest,
     ) -> Result<LeaseKeepAliveResponse, Status> {
@@ -101,7 +107,7 @@ impl LeaseService {
         // Before the lease is renewed: else a client could see it alive at a revision that it was revoked at.
         let header = self.context.header(self.context.store.revision());
         let id = request.id;
-        let ttl = match self.renew_here(id).await? {
+        let ttl = match self.renew_here(&[LeaseId(id)]).await?.and_then(|ttls| ttls.first().copied()) {
             Some(ttl) => ttl,
             None => {
                 let answer =
@@ -113,15 +119,90 @@ impl LeaseService {
     }
 
     /// The short way, which needs no clock of its own to give up: None where somebody has to be waited for.
-    async fn renew_here(&self, id: i64) -> Result<Option<i64>, Status> {
+    async fn renew_here(&self, ids: &[LeaseId]) -> Result<Option<Vec<i64>>, Status> {
         if !self.context.node.standing().is_leader {
             return Ok(None);
         }
-        match self.clock.keep_alive_at_once(LeaseId(id)).await {
+        match self.clock.keep_alive_at_once(ids).await {
             Err(error) if may_pass(&error) => Ok(None),
             result => result,
         }
     }
+
+    /// Answers those that have come together, in order. They share what they wait for.
+    async fn keep_all_alive(
+        &self,
+        caller: &Caller,
+        requests: Vec<LeaseKeepAliveRequest>,
+    ) -> Vec<Result<LeaseKeepAliveResponse, Status>> {
+        if !self.context.auth.is_enabled() {
+            // Before the leases are renewed: else a client could see one alive at a revision that it was revoked at.
+            let header = self.context.header(self.context.store.revision());
+            let ids: Vec<LeaseId> = requests.iter().map(|request| LeaseId(request.id)).collect();
+            match self.renew_here(&ids).await {
+                Ok(Some(ttls)) => {
+                    let answer = |(LeaseId(id), ttl)| LeaseKeepAliveResponse { header: Some(header.clone()), id, ttl };
+                    return std::iter::zip(ids, ttls).map(answer).map(Ok).collect();
+                }
+                Ok(None) => {}
+                Err(status) => return vec![Err(status)],
+            }
+        }
+        let answers = requests.into_iter().map(|request| self.keep_alive(caller, request));
+        futures::future::join_all(answers).await
+    }
+
+    /// Answers to the requests of a stream, as many together as came together.
+    fn keep_alives<S>(&self, request: Request<S>) -> Result<impl Stream<Item = Batch> + Send + use<S>, Status>
+    where
+        S: Stream<Item = Result<LeaseKeepAliveRequest, Status>> + Send + Unpin + 'static,
+    {
+        admit(&self.context, request.metadata(), Learner::Refuses)?;
+        let leader_lost = leader_lost(&self.context, request.metadata());
+        let (service, caller) = (self.clone(), Caller::of(&request));
+        let (metrics, shutdown) = (self.context.metrics.clone(), self.context.shutdown.clone());
+        let requests = request.into_inner();
+        let requests = requests.inspect_err(move |status| metrics.rpc.receive_failed("lease-keepalive", status));
+        let answers = requests.ready_chunks(KEEP_ALIVES_MAX).then(move |requests| {
+            let (service, caller) = (service.clone(), caller.clone());
+            async move {
+                let (requests, failed) = until_failure(requests);
+                let answers =
+                    if requests.is_empty() { vec![] } else { service.keep_all_alive(&caller, requests).await };
+                let (answers, refused) = until_failure(answers);
+                let answers = (!answers.is_empty()).then_some(Ok(answers));
+                stream::iter(answers.into_iter().chain(refused.or(failed).map(Err)))
+            }
+        });
+        Ok(until(answers.flatten(), async move {
+            tokio::select! {
+                () = leader_lost => EtcdError::NoLeader.into(),
+                () = shutdown.cancelled() => EtcdError::Stopped.into(),
+            }
+        }))
+    }
+
+    /// LeaseKeepAlive, whose answers are put together as they stand on the wire.
+    pub fn keep_alives_encoded<S>(&self, request: Request<S>) -> Result<Encoded, Status>
+    where
+        S: Stream<Item = Result<LeaseKeepAliveRequest, Status>> + Send + Unpin + 'static,
+    {
+        let encode = |batch: Vec<LeaseKeepAliveResponse>| {
+            let mut out = Vec::new();
+            batch.iter().try_for_each(|answer| unary::append(&mut out, |out| answer.encode_raw(out)))?;
+            Ok(Bytes::from(out))
+        };
+        Ok(self.keep_alives(request)?.map(move |batch| encode(batch?)).boxed())
+    }
+}
+
+type Batch = Result<Vec<LeaseKeepAliveResponse>, Status>;
+
+/// What stands before the first failure, and that one.
+fn until_failure<T>(results: Vec<Result<T, Status>>) -> (Vec<T>, Option<Status>) {
+    let mut failed = None;
+    let before = results.into_iter().map_while(|result| result.map_err(|status| failed = Some(status)).ok()).collect();
+    (before, failed)
 }
 
 /// Whether asking again, perhaps another leader, may help.
@@ -180,29 +261,15 @@ impl Lease for LeaseService {
         }
     }
 
-    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+    type LeaseKeepAliveStream = BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>;
 
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        admit(&self.context, request.metadata(), Learner::Refuses)?;
-        let leader_lost = leader_lost(&self.context, request.metadata());
-        let (service, caller) = (self.clone(), Caller::of(&request));
-        let metrics = self.context.metrics.clone();
-        let requests = request.into_inner();
-        let requests = requests.inspect_err(move |status| metrics.rpc.receive_failed("lease-keepalive", status));
-        let answers = requests.map(move |request| {
-            let (service, caller) = (service.clone(), caller.clone());
-            async move { service.keep_alive(&caller, request?).await }
-        });
-        let (answers, shutdown) = (answers.buffered(KEEP_ALIVES_MAX), self.context.shutdown.clone());
-        Ok(Response::new(Box::pin(until(answers, async move {
-            tokio::select! {
-                () = leader_lost => EtcdError::NoLeader.into(),
-                () = shutdown.cancelled() => EtcdError::Stopped.into(),
-            }
-        }))))
+        let answers = self.keep_alives(request)?;
+        let one_by_one = answers.map_ok(|batch| stream::iter(batch.into_iter().map(Ok))).try_flatten();
+        Ok(Response::new(one_by_one.boxed()))
     }
 
     async fn lease_time_to_live(

@@ -2,15 +2,27 @@
 
 use std::collections::VecDeque;
 
-use prost::{Message, encoding::encoded_len_varint};
+use prost::{
+    Message,
+    encoding::{WireType, encoded_len_varint},
+};
 use proto::{etcdserverpb::ResponseHeader, raw::WatchResponse};
 use storage::{StorageError, planted};
+use tonic::Status;
 
 use super::{
     History, Member,
     outbox::{Delivery, Item},
     watcher::NO_WATCH_ID,
 };
+use crate::unary;
+
+/// Fields of a `WatchResponse`.
+const HEADER: u32 = 1;
+const WATCH_ID: u32 = 2;
+const EVENTS: u32 = 11;
+/// What a response takes beside its events.
+const RESPONSE_OVERHEAD: usize = 64;
 
 /// Appends the responses that say `item`: one, or several where it is cut into fragments.
 pub fn encode(
@@ -53,12 +65,64 @@ pub fn encode(
     Ok(())
 }
 
+/// Appends what [`encode`] gives as it stands on the wire: each message with its prefix.
+pub fn append(
+    item: Item,
+    member: &dyn Member,
+    history: &dyn History,
+    out: &mut Vec<u8>,
+) -> Result<Result<(), Status>, StorageError> {
+    if let Item::Events(delivery) = &item
+        && !delivery.watcher.watch.fragment
+        && !planted!(RevisionSplit)
+    {
+        return append_events(delivery, member.header(delivery.revision), history, out);
+    }
+    let mut responses = VecDeque::new();
+    encode(item, member, history, &mut responses)?;
+    Ok(responses.iter().try_for_each(|response| unary::append(out, |out| response.encode_raw(out))))
+}
+
+/// Nearly all that is sent: no response is made, and each event is copied once.
+fn append_events(
+    delivery: &Delivery,
+    header: ResponseHeader,
+    history: &dyn History,
+    out: &mut Vec<u8>,
+) -> Result<Result<(), Status>, StorageError> {
+    let watch = &delivery.watcher.watch;
+    out.reserve(delivery.bytes + RESPONSE_OVERHEAD);
+    let mut failed = None;
+    let appended = unary::append(out, |out| {
+        prost::encoding::message::encode(HEADER, &header, out);
+        if watch.id != 0 {
+            prost::encoding::int64::encode(WATCH_ID, &watch.id, out);
+        }
+        for event in delivery.events.iter() {
+            match watch.previous {
+                false => put_event(event.encoded(), out),
+                true => match event.encoded_with_previous(history) {
+                    Ok(event) => put_event(&event, out),
+                    Err(error) => failed = Some(error),
+                },
+            }
+        }
+    });
+    failed.map_or(Ok(appended), Err)
+}
+
+fn put_event(event: &[u8], out: &mut Vec<u8>) {
+    prost::encoding::encode_key(EVENTS, WireType::LengthDelimited, out);
+    prost::encoding::encode_varint(event.len() as u64, out);
+    out.extend_from_slice(event);
+}
+
 fn events(delivery: &Delivery, header: ResponseHeader, history: &dyn History) -> Result<WatchResponse, StorageError> {
     let watch = &delivery.watcher.watch;
     let mut response = WatchResponse { header: Some(header), watch_id: watch.id, ..Default::default() };
     response.events.reserve_exact(delivery.events.len());
     for event in delivery.events.iter() {
-        let event = if watch.previous { event.encoded_with_previous(history)? } else { event.encoded() };
+        let event = if watch.previous { event.encoded_with_previous(history)? } else { event.encoded().clone() };
         response.events.push(event);
     }
     Ok(response)

@@ -41,8 +41,8 @@ impl SharedEvent {
     }
 
     /// The encoded `mvccpb.Event`.
-    pub fn encoded(&self) -> Bytes {
-        self.plain.get_or_init(|| encode(&self.event, None)).clone()
+    pub fn encoded(&self) -> &Bytes {
+        self.plain.get_or_init(|| encode(&self.event, None))
     }
 
     /// The same with the version it superseded, as long as that is not compacted.
@@ -52,7 +52,7 @@ impl SharedEvent {
             return Ok(encode(&self.event, Some(self.event.kv.clone())));
         }
         if self.event.prev.is_none() || is_compacted {
-            return Ok(self.encoded());
+            return Ok(self.encoded().clone());
         }
         if let Some(encoded) = self.with_previous.get() {
             return Ok(encoded.clone());

@@ -1,8 +1,8 @@
 //! etcd's Watch service.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{Stream, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use proto::{
     EtcdError, KeyRange,
     etcdserverpb::{ResponseHeader, WatchRequest},
@@ -14,12 +14,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Hub, Member, leader_lost,
-    stream::{self, Permission},
+    stream::{self, Permission, Responses},
 };
 use crate::{
     admit::{Learner, admit},
     auth::Caller,
     context::Context,
+    streaming::Encoded,
 };
 
 /// What gRPC takes beside the request. (etcd: `v3rpc/grpc.go`, grpcOverheadBytes.)
@@ -36,13 +37,19 @@ impl WatchService {
     pub fn new(context: Arc<Context>, hub: Arc<Hub>) -> Self {
         WatchService { context, hub }
     }
-}
 
-#[tonic::async_trait]
-impl Watch for WatchService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+    /// Watch, whose responses are put together as they stand on the wire.
+    pub fn watch_encoded<S>(&self, request: Request<S>) -> Result<Encoded, Status>
+    where
+        S: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+    {
+        Ok(self.open(request)?.encoded().boxed())
+    }
 
-    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+    fn open<S>(&self, request: Request<S>) -> Result<Responses, Status>
+    where
+        S: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+    {
         let context = &self.context;
         admit(context, request.metadata(), Learner::Refuses)?;
         let leader_lost = leader_lost(context, request.metadata());
@@ -50,8 +57,16 @@ impl Watch for WatchService {
         let metrics = context.metrics.clone();
         let requests = request.into_inner();
         let requests = requests.inspect_err(move |status| metrics.rpc.receive_failed("watch", status));
-        let responses = stream::open(&self.hub, context.clone(), requests, leader_lost, permission);
-        Ok(Response::new(Box::pin(responses)))
+        Ok(stream::open(&self.hub, context.clone(), requests, leader_lost, permission))
+    }
+}
+
+#[tonic::async_trait]
+impl Watch for WatchService {
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(self.open(request)?.one_by_one().boxed()))
     }
 }
 

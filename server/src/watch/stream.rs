@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream::unfold};
 use proto::{
     EtcdError, KeyRange,
     etcdserverpb::{
@@ -22,11 +22,14 @@ use tonic::{Code, Status};
 
 use super::{
     Hub, Member, catch_up,
-    encode::encode,
+    encode::{self, encode},
     hub::{Shared, Watches},
     outbox::{Item, Taken},
     watcher::{Filter, Watch, Watcher},
 };
+
+/// Responses that go together, in bytes, unless it is a single one.
+const TOGETHER_BYTES: usize = 32 << 10;
 
 /// Opens a stream. It ends when the responses are dropped, with an error when `leader_lost` is ready, when the member
 /// stops or when a request cannot be read; not with the last request.
@@ -36,13 +39,13 @@ pub(super) fn open(
     requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     leader_lost: impl Future<Output = ()> + Send + 'static,
     permission: impl Permission,
-) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + 'static {
+) -> Responses {
     let (hub, watches) = (hub.shared(), Arc::new(Watches::default()));
     hub.streams.fetch_add(1, Relaxed);
     let gone = CancellationToken::new();
     let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
     host::spawn(receiver.run(requests, leader_lost, permission, member.shutdown(), member.progress_interval()));
-    let responses = Responses {
+    Responses {
         hub,
         member,
         watches,
@@ -51,14 +54,7 @@ pub(super) fn open(
         lagging: Vec::new(),
         serve_lagging: false,
         _gone: gone.drop_guard(),
-    };
-    futures::stream::unfold(Some(responses), |responses| async {
-        let mut responses = responses?;
-        match responses.next().await {
-            Ok(response) => Some((Ok(response), Some(responses))),
-            Err(status) => Some((Err(status), None)),
-        }
-    })
+    }
 }
 
 struct Receiver {
@@ -166,7 +162,7 @@ fn read_error(status: Status) -> Status {
     if status.code() == Code::Cancelled { EtcdError::WatchCanceled.into() } else { status }
 }
 
-struct Responses {
+pub(super) struct Responses {
     hub: Arc<Shared>,
     member: Arc<dyn Member>,
     watches: Arc<Watches>,
@@ -182,38 +178,86 @@ struct Responses {
 }
 
 impl Responses {
+    /// The responses one by one.
+    pub fn one_by_one(self) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + 'static {
+        unfold(Some(Box::new(self)), |responses| async {
+            let mut responses = responses?;
+            let next = responses.next().await;
+            let rest = next.is_ok().then_some(responses);
+            Some((next, rest))
+        })
+    }
+
+    /// The responses as they stand on the wire, with their prefixes: as many together as there are.
+    pub fn encoded(self) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+        unfold(Some(Box::new(self)), |responses| async {
+            let mut responses = responses?;
+            let next = responses.next_encoded().await;
+            let rest = next.is_ok().then_some(responses);
+            Some((next, rest))
+        })
+    }
+
     async fn next(&mut self) -> Result<WatchResponse, Status> {
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Ok(response);
             }
-            if let Some(item) = self.items.pop_front() {
-                if let Item::Events(delivery) = &item {
-                    delivery.watcher.sent_events();
-                    self.hub.events.fetch_add(delivery.events.len() as u64, Relaxed);
+            match self.take_item() {
+                Some(item) => {
+                    let history = self.hub.history().as_ref();
+                    encode(item, self.member.as_ref(), history, &mut self.ready).map_err(|error| self.fatal(&error))?;
                 }
-                let history = self.hub.history().as_ref();
-                encode(item, self.member.as_ref(), history, &mut self.ready).map_err(|error| self.fatal(&error))?;
-                continue;
-            }
-            if self.serve_lagging && !self.lagging.is_empty() {
-                self.serve_lagging = false;
-                let deliveries = catch_up::catch_up(&self.hub, &self.watches, &mut self.lagging).await;
-                self.items.extend(deliveries.map_err(|error| self.fatal(&error))?.into_iter().map(Item::Events));
-                continue;
-            }
-            match self.watches.outbox.take() {
-                Taken::Ended(status) => return Err(status),
-                Taken::Items { items, mut lagging } => {
-                    self.items = items;
-                    self.lagging.append(&mut lagging);
-                    self.serve_lagging = true;
-                }
-            }
-            if self.items.is_empty() && self.lagging.is_empty() {
-                self.watches.outbox.filled().await;
+                None => self.fill().await?,
             }
         }
+    }
+
+    async fn next_encoded(&mut self) -> Result<Bytes, Status> {
+        let mut out = Vec::new();
+        loop {
+            while out.len() < TOGETHER_BYTES
+                && let Some(item) = self.take_item()
+            {
+                let history = self.hub.history().as_ref();
+                encode::append(item, self.member.as_ref(), history, &mut out).map_err(|error| self.fatal(&error))??;
+            }
+            if !out.is_empty() {
+                return Ok(out.into());
+            }
+            self.fill().await?;
+        }
+    }
+
+    fn take_item(&mut self) -> Option<Item> {
+        let item = self.items.pop_front();
+        if let Some(Item::Events(delivery)) = &item {
+            delivery.watcher.sent_events();
+            self.hub.events.fetch_add(delivery.events.len() as u64, Relaxed);
+        }
+        item
+    }
+
+    /// Gets what comes next, when there are no items. Those who wait for it look again.
+    async fn fill(&mut self) -> Result<(), Status> {
+        if self.serve_lagging && !self.lagging.is_empty() {
+            self.serve_lagging = false;
+            let deliveries = catch_up::catch_up(&self.hub, &self.watches, &mut self.lagging).await;
+            self.items.extend(deliveries.map_err(|error| self.fatal(&error))?.into_iter().map(Item::Events));
+            return Ok(());
+        }
+        match self.watches.outbox.take() {
+            Taken::Ended(status) => return Err(status),
+            Taken::Items { items, mut lagging } => {
+                self.items = items;
+                self.lagging.append(&mut lagging);
+                self.serve_lagging = true;
+            }
+        }
+        if self.items.is_empty() && self.lagging.is_empty() {
+            self.watches.outbox.filled().await;
+        }
+        Ok(())
     }
 
     fn fatal(&self, error: &StorageError) -> Status {

@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use bytes::{Buf as _, Bytes};
+use futures::{Stream, StreamExt, TryStreamExt as _};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use proto::{
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{History, Hub, Member, stream};
+use crate::unary::{PREFIX_BYTES, length_in};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -173,7 +174,8 @@ impl Client {
     pub fn open_until(hub: &Hub, member: TestMember, leader_lost: impl Future<Output = ()> + Send + 'static) -> Client {
         let (requests, receiver) = mpsc::unbounded_channel();
         let receiver = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
-        let responses = Box::pin(stream::open(hub, Arc::new(member), receiver, leader_lost, AllButForbidden));
+        let responses = stream::open(hub, Arc::new(member), receiver, leader_lost, AllButForbidden);
+        let responses = Box::pin(responses.encoded().map_ok(decoded).try_flatten());
         Client { requests: Some(requests), responses }
     }
 
@@ -229,6 +231,18 @@ impl Client {
             }
         }
     }
+}
+
+/// Responses that came together, each with its prefix.
+fn decoded(mut together: Bytes) -> impl Stream<Item = Result<WatchResponse, Status>> {
+    let mut responses = Vec::new();
+    while let Some(prefix) = together.first_chunk::<PREFIX_BYTES>() {
+        let length = length_in(prefix, usize::MAX).unwrap();
+        together.advance(PREFIX_BYTES);
+        responses.push(Ok(WatchResponse::decode(together.split_to(length)).unwrap()));
+    }
+    assert!(together.is_empty());
+    futures::stream::iter(responses)
 }
 
 pub fn events(response: &WatchResponse) -> Vec<mvccpb::Event> {
