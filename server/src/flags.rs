@@ -97,8 +97,8 @@ flags! {
     Value Taken "metrics" = "basic", "basic, or extensive: how long each RPC took, too";
     Value Taken "warning-apply-duration" = "100ms", "applying a batch of the log that takes longer is told of";
     Value Taken "warning-unary-request-duration" = "300ms", "a unary call that takes longer is told of";
-    Value Taken "compaction-batch-limit" = "1000", "versions that compaction removes in one write";
-    Value Taken "compaction-sleep-interval" = "0s", "pause of a compaction after each write";
+    Value Taken "compaction-batch-limit" = "1000", "versions that compaction removes in one write, at most";
+    Value Taken "compaction-sleep-interval" = "0s", "pause of a compaction after each write; 0: as long as the step took";
     Value Taken "snapshot-catchup-entries" = "5000", "log entries kept for followers that lag";
     Bool  Taken "unsafe-no-fsync" = "false", "do not sync the log: a crash of the machine loses data";
     Bool  Taken "memory-mlock" = "false", "keep what has been used in memory";

@@ -3,7 +3,8 @@
 //! Applying a compaction names its revision, from when on readers are refused. A thread then follows `events` from the
 //! last compaction to this one: each event names the version it superseded, which goes; a tombstone goes with it, but
 //! one at the very revision stays, because a watcher may begin there, until the next compaction. The work is
-//! proportional to what changed in between, and is done in steps of a bounded size.
+//! proportional to what changed in between, and is done in steps of a bounded size, with a rest behind each: whoever
+//! writes meanwhile waits for one step at most, and gets half of the time.
 //!
 //! ```text
 //! events    5 put a    6 put a (superseded 5)    7 delete a (superseded 6)    8 put b     compacted: 8
@@ -42,8 +43,8 @@ use crate::{
     store::{View, meta},
 };
 
-/// Versions removed in one write, unless told otherwise.
-const STEP_VERSIONS: usize = 1000;
+/// Versions removed in one write at most, unless told less: what is applied waits as long as a write takes.
+const STEP_VERSIONS: usize = 100;
 /// Hashes that are kept, and compactions that wait for theirs. (etcd: `mvcc/hash.go`, hashStorageMaxSize.)
 const HASHES_MAX: usize = 10;
 
@@ -71,9 +72,9 @@ struct Shared {
 /// How fast a compaction goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// Versions removed in one write.
+    /// Versions removed in one write, at most.
     pub step_versions: usize,
-    /// After each write.
+    /// After each write; 0 stands for as long as the step took.
     pub pause: Duration,
 }
 
@@ -279,14 +280,16 @@ impl Shared {
         let pace = *self.pace.lock();
         let mut from = Some(Revision::new(finished.max(0), 0));
         while let Some(at) = from {
-            let (mut step, next) = self.step(db, at, finished, target, pace.step_versions)?;
+            let step_began = host::now();
+            let (mut step, next) = self.step(db, at, finished, target, pace.step_versions.min(STEP_VERSIONS))?;
             if next.is_none() {
                 step.put_cf(db.cf(META), meta::COMPACTION_FINISHED, target.to_be_bytes());
             }
             self.write(db, step)?;
             from = next;
             if from.is_some() {
-                self.pause(db, pace.pause).await;
+                let took = host::now().saturating_duration_since(step_began);
+                self.pause(db, if pace.pause.is_zero() { took } else { pace.pause }).await;
                 if !self.is_wanted(db) {
                     return Ok(false);
                 }
@@ -308,20 +311,23 @@ impl Shared {
         target: i64,
         versions: usize,
     ) -> Result<(WriteBatch, Option<Revision>), StorageError> {
-        let (mut step, mut removed, mut next) = (WriteBatch::default(), 0, None);
+        let (mut step, mut versions_at, mut removed, mut next) = (WriteBatch::default(), Vec::new(), 0, None);
         let last = target + i64::from(planted!(CompactionOffByOne));
         db.each_event_from(from, last, |at, event| {
-            if step.len() >= 2 * versions {
+            if versions_at.len() >= versions {
                 next = Some(at);
                 return Ok(false);
             }
             for_each_removed(at, &event, finished, target, |revision| {
-                step.delete_cf(db.cf(DATA), keys::data_key(&event.key, revision));
+                versions_at.push(keys::data_key(&event.key, revision));
                 step.delete_cf(db.cf(EVENTS), keys::event_key(revision));
                 removed += 1;
             });
             Ok(true)
         })?;
+        // In order, as RocksDB takes them best.
+        versions_at.sort_unstable();
+        versions_at.iter().for_each(|at| step.delete_cf(db.cf(DATA), at));
         self.counters.compacted_versions.fetch_add(removed, Relaxed);
         Ok((step, next))
     }

@@ -40,7 +40,7 @@ use storage::{
     host::{self, Worker},
     planted,
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub(crate) use self::segment::Folder;
 use self::{
@@ -127,6 +127,8 @@ impl WeakLog {
 struct Closer {
     shared: Arc<Shared>,
     _worker: Worker,
+    /// Ends after the one above.
+    _closing: Worker,
 }
 
 struct Shared {
@@ -168,6 +170,14 @@ impl Log {
         let recovered = recovery::recover(&folder)?;
         let files = recovered.segments.iter().map(|s| (s.number, (s.path.clone(), s.file.clone()))).collect();
         let committed = recovered.state.committed;
+        // What a removed file held is freed when it is closed, which takes many milliseconds.
+        let (removed, mut to_close) = mpsc::unbounded_channel();
+        let closing = host::worker("log files", async move {
+            while let Some(file) = to_close.recv().await {
+                drop::<Arc<dyn DiskFile>>(file);
+            }
+        });
+        let closing = closing.map_err(|e| LogError::io(&folder.path, e))?;
         let written = watch::Sender::new(Ok(recovered.state.next()));
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { committed, ..Queue::default() }),
@@ -188,9 +198,11 @@ impl Log {
             previous_end: recovered.previous_end,
             next_batch: recovered.next_batch,
             committed,
+            purged_before: None,
+            removed,
         };
         let worker = host::worker("log", writer.run()).map_err(|e| LogError::io(&folder.path, e))?;
-        let closer = Closer { shared: shared.clone(), _worker: worker };
+        let closer = Closer { shared: shared.clone(), _worker: worker, _closing: closing };
         Ok(Log { shared, _closer: Arc::new(closer) })
     }
 
@@ -312,13 +324,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Everything that is queued, as soon as there is something, and what is committed of it and of all before it;
-    /// None when the log is closed.
-    async fn next_jobs(&self) -> Option<(Vec<Job>, Option<LogId>)> {
+    /// Everything that is queued, as soon as there is something unless nobody `waits`, and what is committed of it and of
+    /// all before it; None when the log is closed.
+    async fn next_jobs(&self, waits: bool) -> Option<(Vec<Job>, Option<LogId>)> {
         loop {
             {
                 let mut queue = self.queue.lock();
-                if !queue.jobs.is_empty() {
+                if !queue.jobs.is_empty() || !waits {
                     return Some((std::mem::take(&mut queue.jobs), queue.committed));
                 }
                 if queue.closed {

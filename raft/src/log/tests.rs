@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use futures::future::BoxFuture;
 use openraft::{entry::RaftEntry as _, storage::IOFlushed, type_config::TypeConfigExt as _};
 use proptest::prelude::*;
 use prost::Message as _;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     LogWrite,
+    disk::FileSystem,
     types::{Command, log_id},
 };
 
@@ -106,6 +108,88 @@ async fn what_is_named_as_committed_is_in_the_files() {
     assert_eq!(log.read_committed().await.unwrap(), None);
 }
 
+/// Files whose closing takes as long as the lock is held.
+struct SlowToClose(Arc<Mutex<()>>);
+
+#[derive(Debug)]
+struct SlowFile(Arc<dyn DiskFile>, Arc<Mutex<()>>);
+
+impl Drop for SlowFile {
+    fn drop(&mut self) {
+        drop(self.1.lock());
+    }
+}
+
+impl Disk for SlowToClose {
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        FileSystem.make_dir(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        FileSystem.list(dir)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        FileSystem.read(path)
+    }
+    fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let file = FileSystem.open(path, create)?;
+        match path.ends_with("newest.new") {
+            true => Ok(file),
+            false => Ok(Arc::new(SlowFile(file, self.0.clone()))),
+        }
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileSystem.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileSystem.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        FileSystem.sync_dir(dir)
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        self.0.allocate(size)
+    }
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(bytes, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn sync_data(&self) -> BoxFuture<'_, io::Result<()>> {
+        self.0.sync_data()
+    }
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
+#[tokio::test]
+async fn nothing_waits_until_purged_files_are_closed() {
+    let dir = TempDir::new().unwrap();
+    let closing = Arc::new(Mutex::new(()));
+    let folder = Folder { disk: Arc::new(SlowToClose(closing.clone())), path: dir.path().into(), segment_bytes: 4096 };
+    let mut log = Log::open(folder, Arc::new(()), true).unwrap();
+    for index in 0..20 {
+        append(&mut log, vec![entry(1, index, 2000)]).await;
+    }
+    let segments = Folder::of(dir.path()).numbers().unwrap().len();
+    let held = closing.lock();
+    log.purge(log_id(1, 18)).await.unwrap();
+    for index in 20..30 {
+        append(&mut log, vec![entry(1, index, 10)]).await;
+    }
+    drop(held);
+    drop(log);
+    let left = Folder::of(dir.path()).numbers().unwrap().len();
+    assert!(segments >= 6 && left <= 2, "{segments} segments, {left} left");
+}
+
 #[tokio::test]
 async fn segments_follow_each_other_and_are_recycled_when_purged() {
     let dir = TempDir::new().unwrap();
@@ -117,8 +201,8 @@ async fn segments_follow_each_other_and_are_recycled_when_purged() {
         }
         assert!(Folder::of(dir.path()).numbers().unwrap().len() >= 3);
         log.purge(log_id(1, 149)).await.unwrap();
-        assert_eq!(Folder::of(dir.path()).numbers().unwrap().len(), 2);
     }
+    assert_eq!(Folder::of(dir.path()).numbers().unwrap().len(), 2);
     {
         let mut log = open(dir.path()).unwrap();
         assert_eq!(log.purged(), Some(log_id(1, 149)));

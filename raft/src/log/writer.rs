@@ -8,7 +8,7 @@ use std::{io, sync::Arc, time::Instant};
 
 use openraft::storage::IOFlushed;
 use storage::planted;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     LogError, Shared,
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     LogWrite,
+    disk::DiskFile,
     types::{Entry, LogId, TypeConfig},
 };
 
@@ -49,6 +50,10 @@ pub(super) struct Writer {
     pub next_batch: u64,
     /// What the disk is known to hold as committed.
     pub committed: Option<LogId>,
+    /// Entries before this one are not needed any more, as was said since the log was opened.
+    pub purged_before: Option<u64>,
+    /// Files of purged segments go here to be closed.
+    pub removed: mpsc::UnboundedSender<Arc<dyn DiskFile>>,
 }
 
 /// Records gathered for one write.
@@ -69,7 +74,7 @@ enum Follow {
 impl Writer {
     /// Works until the log is closed, or a write fails.
     pub async fn run(mut self) {
-        while let Some((jobs, committed)) = self.shared.next_jobs().await {
+        while let Some((jobs, committed)) = self.shared.next_jobs(!self.has_purged()).await {
             let mut batch = Batch::default();
             for job in jobs {
                 match job {
@@ -91,7 +96,7 @@ impl Writer {
                     }
                 }
             }
-            if !self.write(batch, committed).await {
+            if !self.write(batch, committed).await || !self.drop_purged() {
                 return;
             }
         }
@@ -103,8 +108,7 @@ impl Writer {
         let waiting = std::mem::take(&mut batch.waiting);
         let result = self.write_records(batch, committed).await;
         if let Err(error) = &result {
-            tracing::error!(%error, "the log cannot be written any more");
-            self.shared.fail(error.clone());
+            self.fail(error);
         }
         for waiting in waiting {
             match waiting {
@@ -114,6 +118,11 @@ impl Writer {
             }
         }
         result.is_ok()
+    }
+
+    fn fail(&self, error: &LogError) {
+        tracing::error!(%error, "the log cannot be written any more");
+        self.shared.fail(error.clone());
     }
 
     async fn write_records(&mut self, mut batch: Batch, committed: Option<LogId>) -> Result<(), LogError> {
@@ -182,19 +191,33 @@ impl Writer {
         self.end += batch.bytes.len() as u64;
         self.next_batch += 1;
         if purged {
-            self.drop_purged(first)?;
+            self.purged_before = Some(first);
         }
         Ok(())
     }
 
-    /// Recycles the segments all of whose entries are gone.
-    fn drop_purged(&mut self, first: u64) -> Result<(), LogError> {
-        while self.segments.len() > 1 && self.segments[0].last_index.is_none_or(|last| last < first) {
-            let segment = self.segments.remove(0);
-            self.shared.remove_file(&segment);
-            self.folder.recycle(&segment)?;
+    /// Whether all entries of the oldest segment are gone.
+    fn has_purged(&self) -> bool {
+        let is_purged =
+            |last: Option<u64>| self.purged_before.is_some_and(|first| last.is_none_or(|last| last < first));
+        self.segments.len() > 1 && is_purged(self.segments[0].last_index)
+    }
+
+    /// Recycles the oldest segment if all of its entries are gone: one behind each write, so that the next does not wait
+    /// for many, and all while there is nothing to write. False when that failed.
+    fn drop_purged(&mut self) -> bool {
+        if !self.has_purged() {
+            return true;
         }
-        Ok(())
+        let segment = self.segments.remove(0);
+        self.shared.remove_file(&segment);
+        if let Err(error) = self.folder.recycle(&segment) {
+            self.fail(&error);
+            return false;
+        }
+        // When nobody takes it any more it is closed here.
+        drop(self.removed.send(segment.file));
+        true
     }
 }
 
