@@ -1,5 +1,7 @@
 //! Whether the destination has what the source has.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -7,6 +9,9 @@ use super::{Failure, Mirror, PROGRESS_KEY, Phase, Result, Way, copy::Pages, head
 use crate::{Client, Error, EtcdError, Get, mvccpb::KeyValue, pb::HashKvResponse};
 
 const FIRST: Bytes = Bytes::from_static(b"\0");
+
+/// For what reads a whole store, which takes minutes where that is large. A connection that is dead is found by its pings.
+const WHOLE_STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What was found when both stores were compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +142,8 @@ impl Mirror {
                 // Where the destination has compacted more, the source may do so meanwhile; else they differ.
                 return Ok([source, there]);
             }
-            match self.to_destination(|| self.destination.compact(compacted, true)).await {
+            let destination = self.destination.with_request_timeout(WHOLE_STORE_TIMEOUT);
+            match self.to_destination(|| destination.compact(compacted, true)).await {
                 Ok(_) | Err(Failure::Destination(Error::Etcd(EtcdError::Compacted))) => {}
                 Err(failure) => return Err(failure),
             }
@@ -148,19 +154,21 @@ impl Mirror {
     pub(super) async fn last_change_differs(&self, revision: i64) -> Result<Option<String>> {
         let changed = Get::all().revision(revision).min_mod_revision(revision);
         let count = Get::all().revision(revision).count_only();
-        let at_source = async |get: &Get| match self.patient(|| self.source.get(get.clone())).await {
+        let [source, destination] =
+            [&self.source, &self.destination].map(|client| client.with_request_timeout(WHOLE_STORE_TIMEOUT));
+        let at_source = async |get: &Get| match self.patient(|| source.get(get.clone())).await {
             Err(Failure::Source(Error::Etcd(EtcdError::Compacted))) => Err(Failure::Refused(format!(
                 "--keep-revisions: the source has compacted revision {revision}, which the destination has; import a new \
                  snapshot"
             ))),
             answer => answer,
         };
-        let (source, source_count) = (at_source(&changed).await?, at_source(&count).await?.count);
-        let there = self.to_destination(|| self.destination.get(changed.clone())).await?;
-        let there_count = self.to_destination(|| self.destination.get(count.clone())).await?.count;
+        let (at_source, source_count) = (at_source(&changed).await?, at_source(&count).await?.count);
+        let there = self.to_destination(|| destination.get(changed.clone())).await?;
+        let there_count = self.to_destination(|| destination.get(count.clone())).await?.count;
         Ok(if source_count != there_count {
             Some(format!("the source had {source_count} keys, the destination has {there_count}"))
-        } else if source.kvs != there.kvs {
+        } else if at_source.kvs != there.kvs {
             Some("other keys were changed then".to_string())
         } else {
             None
@@ -211,7 +219,7 @@ async fn hash_kv(client: &Client, revision: i64) -> crate::Result<HashKvResponse
         let hash = async {
             // A linearizable read ends when the member has caught up.
             member.get(Get::all().count_only()).await?;
-            member.hash_kv(&endpoint, revision).await
+            member.with_request_timeout(WHOLE_STORE_TIMEOUT).hash_kv(&endpoint, revision).await
         };
         match hash.await {
             Ok(hash) => return Ok(hash),
@@ -219,4 +227,49 @@ async fn hash_kv(client: &Client, revision: i64) -> crate::Result<HashKvResponse
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+    use http_body_util::{BodyExt as _, Full};
+    use hyper_util::{
+        rt::{TokioExecutor, TokioIo},
+        server::conn::auto,
+        service::TowerToHyperService,
+    };
+    use tokio::{net::TcpListener, time::sleep};
+    use tonic::body::Body;
+
+    use super::*;
+    use crate::Options;
+
+    const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+    /// A message without a field that is not zero, behind the length that gRPC puts before it. Hashes come late.
+    async fn answer<B>(request: Request<B>) -> std::result::Result<Response<Body>, Infallible> {
+        if request.uri().path().ends_with("/HashKV") {
+            sleep(REQUEST_TIMEOUT * 3 / 2).await;
+        }
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+        let body = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async { Some(Ok(trailers)) });
+        Ok(Response::builder().header("content-type", "application/grpc").body(Body::new(body)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_hash_of_a_large_store_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (connection, _) = listener.accept().await.unwrap();
+            let service = TowerToHyperService::new(tower::service_fn(answer));
+            auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(connection), service).await
+        });
+        let options = Options { request_timeout: REQUEST_TIMEOUT, ..Options::default() };
+        let client = Client::with_options([url], options).unwrap();
+        assert_eq!(hash_kv(&client, 1).await.unwrap(), HashKvResponse::default());
+        server.abort();
+    }
 }
