@@ -123,7 +123,7 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
     anyhow::ensure!((1..=MAX_TXN_OPS).contains(&options.batch), "a batch has 1 to {MAX_TXN_OPS} keys");
     anyhow::ensure!(options.clients > 0 && !options.prefix.is_empty(), "clients and a prefix are needed");
     let begin = Instant::now();
-    let value = workload::value(options.value_size);
+    let values = workload::Values::new(options.value_size);
     let next = Arc::new(AtomicUsize::new(options.first));
     let keys = options.keys.saturating_sub(options.first);
     let tenths = Arc::new(Tenths { keys, put: AtomicUsize::new(0), first: OnceLock::new(), last: OnceLock::new() });
@@ -131,7 +131,7 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
     let mut tasks = JoinSet::new();
     for client in 0..options.clients {
         let mut kv = kv(channels[client % channels.len()].clone());
-        let (next, tenths, value, options) = (next.clone(), tenths.clone(), value.clone(), options.clone());
+        let (next, tenths, values, options) = (next.clone(), tenths.clone(), values.clone(), options.clone());
         tasks.spawn(async move {
             let (mut low, mut high) = (i64::MAX, 0);
             loop {
@@ -142,7 +142,7 @@ pub async fn fill(channels: &[Connection], options: &Options) -> anyhow::Result<
                 let last = (first + batch).min(options.keys);
                 let put = |index| PutRequest {
                     key: workload::key(&options.prefix, index),
-                    value: value.clone(),
+                    value: values.of(index),
                     ..Default::default()
                 };
                 let puts = (first..last).map(|index| RequestOp { request: Some(Request::RequestPut(put(index))) });

@@ -23,7 +23,7 @@ use crate::wire;
 const POLL: Duration = Duration::from_millis(5);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Room for every workload here; etcd's own default would stop the loading of a million keys.
-const QUOTA_BYTES: u64 = 16 << 30;
+const QUOTA_BYTES: u64 = 64 << 30;
 
 /// The flags of one member.
 #[derive(Debug, Clone)]

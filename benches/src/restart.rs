@@ -59,7 +59,7 @@ struct Restart {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     fs::create_dir_all(&options.dir)?;
     let pintle = measure(&options.pintle, &options).await?;
-    let etcd = measure(&options.etcd, &options).await?;
+    let etcd = measure(&options.etcd, &options).await;
     let text = render(&options, &pintle, &etcd);
     println!("{text}");
     if let Some(out) = &options.out {
@@ -101,11 +101,14 @@ async fn check(cluster: &Cluster, fill: &fill::Options) -> anyhow::Result<()> {
     };
     let count = kv.range(all).await?.into_inner().count;
     anyhow::ensure!(count == fill.keys as i64, "{count} keys after the restart, {} put", fill.keys);
-    let value = workload::value(fill.value_size);
+    let values = workload::Values::new(fill.value_size);
     for index in (0..fill.keys).step_by((fill.keys / 1000).max(1)) {
         let key = workload::key(&fill.prefix, index);
         let answer = kv.range(RangeRequest { key, ..Default::default() }).await?.into_inner();
-        anyhow::ensure!(answer.kvs.first().is_some_and(|kv| kv.value == value), "key {index} lost its value");
+        anyhow::ensure!(
+            answer.kvs.first().is_some_and(|kv| kv.value == values.of(index)),
+            "key {index} lost its value"
+        );
     }
     Ok(())
 }
@@ -136,7 +139,8 @@ const ROWS: [Row; 13] = [
     Row { name: "of it anonymous, MiB", values: |m| each(m, |r| mib(r.rss_read.anon_bytes)) },
 ];
 
-fn render(options: &Options, pintle: &Measured, etcd: &Measured) -> String {
+/// What etcd refuses is said instead of its figures.
+fn render(options: &Options, pintle: &Measured, etcd: &anyhow::Result<Measured>) -> String {
     let fill = &options.fill;
     let mut text = format!(
         "### Restart with {} keys of {} B, one node, {}\n\n{}",
@@ -151,11 +155,16 @@ fn render(options: &Options, pintle: &Measured, etcd: &Measured) -> String {
          - medians of {} restarts, with least and greatest; ratio is Pintle / etcd\n\n",
         fill.batch, fill.clients, options.restarts
     );
+    if let Err(refusal) = etcd {
+        text += &format!("etcd did not get there: {refusal:#}\n\n");
+    }
     text += "| figure | Pintle | etcd | ratio |\n|---|---:|---:|---:|\n";
     for Row { name, values } in &ROWS {
-        let (Some(ours), Some(theirs)) = (Spread::of(values(pintle)), Spread::of(values(etcd))) else { continue };
-        let ratio = if theirs.median > 0.0 { format!("{:.2}", ours.median / theirs.median) } else { "-".to_string() };
-        text += &format!("| {name} | {} | {} | {ratio} |\n", cell(ours), cell(theirs));
+        let Some(ours) = Spread::of(values(pintle)) else { continue };
+        let theirs = etcd.as_ref().ok().and_then(|etcd| Spread::of(values(etcd)));
+        let ratio = theirs.as_ref().filter(|theirs| theirs.median > 0.0);
+        let ratio = ratio.map_or("-".to_string(), |theirs| format!("{:.2}", ours.median / theirs.median));
+        text += &format!("| {name} | {} | {} | {ratio} |\n", cell(ours), theirs.map_or("-".to_string(), cell));
     }
     text
 }

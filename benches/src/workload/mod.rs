@@ -281,11 +281,34 @@ fn random(client: usize) -> SmallRng {
     SmallRng::seed_from_u64(client as u64 + 1)
 }
 
+/// Values repeat after so many bytes.
+const VALUES_BYTES: usize = 32 << 20;
+
 /// A value that does not compress: compression would flatter one store over the other.
 pub fn value(size: usize) -> Bytes {
     let mut value = vec![0; size];
     SmallRng::seed_from_u64(size as u64).fill_bytes(&mut value);
     value.into()
+}
+
+/// Values of which none is like its neighbours: what lies together does not compress either.
+#[derive(Clone)]
+pub struct Values {
+    bytes: Bytes,
+    size: usize,
+}
+
+impl Values {
+    /// Of `size` bytes each.
+    pub fn new(size: usize) -> Values {
+        Values { bytes: value(size.max(VALUES_BYTES) + size), size }
+    }
+
+    /// The value of a key by its number.
+    pub fn of(&self, index: usize) -> Bytes {
+        let begin = index.wrapping_mul(self.size) % (self.bytes.len() - self.size);
+        self.bytes.slice(begin..begin + self.size)
+    }
 }
 
 pub fn key(prefix: &str, index: usize) -> Bytes {
