@@ -82,10 +82,21 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(start::run(config));
+    let ended = runtime.block_on(start::run(config, release_memory));
     // So that the store is closed before the process ends; a read that still blocks then has nobody to answer.
     runtime.shutdown_timeout(CLOSE_MAX);
     ended
+}
+
+/// Gives back what was taken for reading the log and building the index. By itself the allocator does so when it is next
+/// asked for much.
+fn release_memory() {
+    unsafe extern "C" {
+        /// Of mimalloc, whose crate does not offer it. (`mimalloc.h`.)
+        fn mi_collect(force: bool);
+    }
+    // SAFETY: that is how it is declared there; it may be called at any time.
+    unsafe { mi_collect(true) };
 }
 
 fn refuse(error: &dyn std::error::Error) -> ExitCode {

@@ -72,8 +72,8 @@ impl Listeners {
     }
 }
 
-/// Runs until a signal (then all is well) or a failure of this node.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// Runs until a signal (then all is well) or a failure of this node. `ready` is called before clients are served.
+pub async fn run(config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     config.tuning.apply_to_process()?;
     tracing::info!(
@@ -163,6 +163,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         for listener in listeners.client_http {
             server.start(listener, http::with_not_found(http.clone(), access.clone()), tls.client.as_ref());
         }
+        ready();
         tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
         systemd::notify(systemd::READY);
         std::future::pending::<()>().await

@@ -51,7 +51,7 @@ impl Member {
         let entered = Entered::on(Arc::new(OneThread));
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let tasks = LocalSet::new();
-        let running = tasks.spawn_local(start::run(config));
+        let running = tasks.spawn_local(start::run(config, || {}));
         Ok(Member { runtime, tasks, running, socket: dir.join("client"), _entered: entered })
     }
 
