@@ -154,6 +154,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
 
     let serving = async {
         wait_until_ready(&ctx, published).await;
+        ready();
         let with_http = listeners.client_http.is_empty();
         for listener in listeners.client {
             let routes = if with_http { grpc.clone().merge(http.clone()) } else { grpc.clone() };
@@ -163,7 +164,6 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
         for listener in listeners.client_http {
             server.start(listener, http::with_not_found(http.clone(), access.clone()), tls.client.as_ref());
         }
-        ready();
         tracing::info!(client_urls = urls::join(&config.advertise_client), "ready to serve client requests");
         systemd::notify(systemd::READY);
         std::future::pending::<()>().await
