@@ -251,6 +251,7 @@ mod tests {
     /// A message without a field that is not zero, behind the length that gRPC puts before it. Hashes come late.
     async fn answer<B>(request: Request<B>) -> std::result::Result<Response<Body>, Infallible> {
         if request.uri().path().ends_with("/HashKV") {
+            // A delay: a member that takes longer than a request may is what the test is about.
             sleep(REQUEST_TIMEOUT * 3 / 2).await;
         }
         let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);

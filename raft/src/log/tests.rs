@@ -4,6 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
     path::Path,
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -180,10 +181,13 @@ async fn nothing_waits_until_purged_files_are_closed() {
     }
     let segments = Folder::of(dir.path()).numbers().unwrap().len();
     let held = closing.lock();
-    log.purge(log_id(1, 18)).await.unwrap();
-    for index in 20..30 {
-        append(&mut log, vec![entry(1, index, 10)]).await;
-    }
+    let go_on = async {
+        log.purge(log_id(1, 18)).await.unwrap();
+        for index in 20..30 {
+            append(&mut log, vec![entry(1, index, 10)]).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), go_on).await.expect("nothing waits");
     drop(held);
     drop(log);
     let left = Folder::of(dir.path()).numbers().unwrap().len();
