@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use openraft::{SnapshotPolicy, async_runtime::WatchReceiver as _};
 use proto::{EtcdError, MemberId, command::Outcome, peer};
 use storage::{Store, host, planted};
@@ -190,18 +191,19 @@ impl Node {
         loop {
             let before = self.standing();
             let fate = timeout_at(deadline, self.inner.proposer.propose(command.clone())).await;
-            match fate.map_err(|_| self.too_late())? {
-                Err(Overloaded) => return Err(RaftError::Overloaded),
-                Ok(Fate::Applied { index, outcome }) => {
+            match fate.map_err(|_| self.too_late())?.map_err(|Overloaded| RaftError::Overloaded)? {
+                Fate::Applied { index, outcome } => {
                     if !planted!(AnswerBeforeApply) {
                         self.wait_applied(index, deadline).await?;
                     }
                     return Ok(outcome);
                 }
-                Ok(Fate::Unknown) if planted!(ProposalRepeated) => self.wait_for_leader(before, deadline).await?,
-                Ok(Fate::Unknown) => return Err(self.fatal().unwrap_or(RaftError::LeaderChanged)),
-                Ok(Fate::NotProposed) => self.wait_for_leader(before, deadline).await?,
+                Fate::Unknown if !planted!(ProposalRepeated) => {
+                    return Err(self.fatal().unwrap_or(RaftError::LeaderChanged));
+                }
+                Fate::Unknown | Fate::NotProposed => {}
             }
+            self.wait_for_leader(before, deadline).await?;
         }
     }
 
@@ -457,7 +459,8 @@ impl Node {
             return Ok(());
         }
         let mut applied = self.inner.applied.clone();
-        match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
+        // In a box, as all that is seldom waited for: every call has room for all that it may wait for.
+        match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).boxed().await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(self.fatal().unwrap_or(RaftError::Stopped)),
             Err(_) => Err(RaftError::Timeout),
@@ -476,7 +479,7 @@ impl Node {
             return Ok(());
         }
         let soon = if now.has_leader { deadline.min(Instant::now() + self.inner.heartbeat) } else { deadline };
-        match timeout_at(soon, status.changed()).await {
+        match timeout_at(soon, status.changed()).boxed().await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(RaftError::Stopped),
             Err(_) if soon < deadline => Ok(()),

@@ -21,7 +21,10 @@ use proto::{
     peer::{self, propose_response::result::Result as Answer},
 };
 use storage::host;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use crate::{
     network::client::Peers,
@@ -81,8 +84,11 @@ impl Proposer {
             return Err(Overloaded);
         }
         let (sender, fate) = oneshot::channel();
-        if self.queue.send((command, sender)).await.is_err() {
-            return Ok(Fate::NotProposed);
+        match self.queue.try_send((command, sender)) {
+            Ok(()) => {}
+            // Those who asked have gone, and what they asked for waits still.
+            Err(TrySendError::Full(_)) => return Err(Overloaded),
+            Err(TrySendError::Closed(_)) => return Ok(Fate::NotProposed),
         }
         Ok(fate.await.unwrap_or(Fate::Unknown))
     }

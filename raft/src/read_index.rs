@@ -8,11 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use openraft::{ReadPolicy, async_runtime::WatchReceiver as _};
 use parking_lot::Mutex;
 use proto::peer;
 use storage::{host, planted};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use crate::{
     network::client::Peers,
@@ -48,7 +52,11 @@ impl ReadIndex {
     pub async fn index(&self) -> Answer {
         let (sender, answer) = oneshot::channel();
         let stopped = || NotConfirmed("the node has stopped".into());
-        self.queue.send(sender).await.map_err(|_| stopped())?;
+        match self.queue.try_send(sender) {
+            Ok(()) => {}
+            Err(TrySendError::Full(sender)) => self.queue.send(sender).boxed().await.map_err(|_| stopped())?,
+            Err(TrySendError::Closed(_)) => return Err(stopped()),
+        }
         answer.await.map_err(|_| stopped())?
     }
 

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures::future::Either;
 use prost::Message;
 use proto::{
     ClusterId, EtcdError, MemberId,
@@ -100,28 +102,37 @@ impl Context {
     }
 
     /// The same on behalf of a client: what it may do is checked again when the command is applied.
-    pub async fn propose_by(&self, caller: &Caller, op: Op) -> Result<Outcome, Status> {
-        let auth = self.auth.info(caller).await?;
-        self.propose_command(Command { op: Some(op), auth }).await
+    pub fn propose_by(&self, caller: &Caller, op: Op) -> impl Future<Output = Result<Outcome, Status>> + Send {
+        if !self.auth.is_enabled() {
+            return Either::Left(self.propose_command(Command { op: Some(op), auth: None }));
+        }
+        Either::Right(Box::pin(async move {
+            let auth = self.auth.info(caller).await?;
+            self.propose_command(Command { op: Some(op), auth }).await
+        }))
     }
 
-    async fn propose_command(&self, command: Command) -> Result<Outcome, Status> {
+    /// The command is encoded at once: what waits has its bytes and not the command itself.
+    fn propose_command(&self, command: Command) -> impl Future<Output = Result<Outcome, Status>> + Send {
         let timed = command.op.as_ref().map(|op| self.metrics.request(storage::name_of(op)));
-        if command.encoded_len() + etcd_envelope_bytes(self.member, &command) > self.limits.max_request_bytes {
-            return Err(EtcdError::RequestTooLarge.into());
-        }
-        let _pending = self.metrics.proposal();
-        let outcome = self.node.propose(command.encode_to_vec().into()).await.map_err(|error| {
-            self.metrics.proposals_failed.inc();
-            self.raft_error(error)
-        })?;
-        match outcome.result {
-            Some(Outcome::Failure(failure)) => Err(failure.into()),
-            Some(result) => {
-                timed.into_iter().for_each(Timed::done);
-                Ok(result)
+        let is_too_large =
+            command.encoded_len() + etcd_envelope_bytes(self.member, &command) > self.limits.max_request_bytes;
+        let encoded = (!is_too_large).then(|| Bytes::from(command.encode_to_vec()));
+        async move {
+            let encoded = encoded.ok_or(EtcdError::RequestTooLarge)?;
+            let _pending = self.metrics.proposal();
+            let outcome = self.node.propose(encoded).await.map_err(|error| {
+                self.metrics.proposals_failed.inc();
+                self.raft_error(error)
+            })?;
+            match outcome.result {
+                Some(Outcome::Failure(failure)) => Err(failure.into()),
+                Some(result) => {
+                    timed.into_iter().for_each(Timed::done);
+                    Ok(result)
+                }
+                None => Err(self.local_failure("the outcome of a command is empty")),
             }
-            None => Err(self.local_failure("the outcome of a command is empty")),
         }
     }
 
@@ -137,22 +148,24 @@ impl Context {
     ///
     /// # Errors
     /// `AuthOldRevision` when users or roles have changed meanwhile. (etcd: `v3_server.go`, doSerialize.)
-    pub async fn read_by<T>(
+    pub fn read_by<T>(
         &self,
         caller: &Caller,
-        check: impl FnOnce(&AuthState, Option<&AuthInfo>) -> Result<(), EtcdError>,
-        read: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
+        check: impl FnOnce(&AuthState, Option<&AuthInfo>) -> Result<(), EtcdError> + Send,
+        read: impl Future<Output = Result<T, Status>> + Send,
+    ) -> impl Future<Output = Result<T, Status>> + Send {
         if !self.auth.is_enabled() {
-            return read.await;
+            return Either::Left(read);
         }
-        let info = self.auth.info(caller).await?;
-        check(&self.auth.state(), info.as_ref())?;
-        let result = read.await;
-        if let Some(info) = info {
-            self.auth.require_unchanged(info.revision)?;
-        }
-        result
+        Either::Right(Box::pin(async move {
+            let info = self.auth.info(caller).await?;
+            check(&self.auth.state(), info.as_ref())?;
+            let result = read.await;
+            if let Some(info) = info {
+                self.auth.require_unchanged(info.revision)?;
+            }
+            result
+        }))
     }
 
     /// The status that etcd answers for a request that Raft did not carry out.

@@ -50,6 +50,7 @@ use crate::{
         answers::{self, Held},
         requests::{Metered, Requests, Share},
     },
+    http2,
     kv::KvService,
     lease::{self, LeaseService},
     maintenance::MaintenanceService,
@@ -220,7 +221,8 @@ impl Grpc {
                 Err(status) => return status.into_http(),
             };
             let metadata = MetadataMap::from_headers(parts.headers);
-            match call.carry_out(&kv, tonic::Request::from_parts(metadata, parts.extensions, message)).await {
+            let request = tonic::Request::from_parts(metadata, parts.extensions, message);
+            match call.carry_out(kv, request, std::convert::identity).await {
                 Ok(answer) => {
                     let (metadata, message, extensions) = answer.into_parts();
                     let mut answer = answer_of(Content::Message(message));
@@ -263,28 +265,27 @@ impl Grpc {
         }
     }
 
-    /// Carries a unary call out, whose message is there, and counts it. The answer is one message with its prefix.
-    pub fn carry_out(
+    /// Carries a unary call out, whose message is there, counts it, and gives what `end` makes of the answer.
+    pub fn carry_out<O: Send + 'static>(
         &self,
         call: Unary,
         (path, headers): (&str, &HeaderMap),
         request: tonic::Request<Bytes>,
-    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + use<> {
-        let counts = self.count.begin(path, headers);
-        let kv = self.kv_service.clone();
-        async move {
-            let bytes = request.get_ref().len();
-            let sent = counts.map(|(mut received, sent)| {
-                received.count(bytes);
-                sent
-            });
-            let answer = call.carry_out(&kv, request).await;
+        end: impl FnOnce(http2::Message) -> O + Send + 'static,
+    ) -> BoxFuture<'static, O> {
+        let sent = self.count.begin(path, headers).map(|(mut received, sent)| {
+            received.count(request.get_ref().len());
+            sent
+        });
+        call.carry_out(self.kv_service.clone(), request, |answer| {
             if let Some(sent) = sent {
                 sent.end(answer.as_ref().map(|answer| answer.get_ref().len()));
             }
-            let (_, message, mut extensions) = answer?.into_parts();
-            Ok((message, answers::held_in(&mut extensions)))
-        }
+            end(answer.map(|answer| {
+                let (_, message, mut extensions) = answer.into_parts();
+                (message, answers::held_in(&mut extensions))
+            }))
+        })
     }
 }
 
@@ -298,12 +299,19 @@ pub enum Unary {
 }
 
 impl Unary {
-    async fn carry_out(self, kv: &KvService, request: tonic::Request<Bytes>) -> Result<tonic::Response<Bytes>, Status> {
+    fn carry_out<O: Send + 'static>(
+        self,
+        kv: Arc<KvService>,
+        request: tonic::Request<Bytes>,
+        end: impl FnOnce(unary::Encoded) -> O + Send + 'static,
+    ) -> BoxFuture<'static, O> {
         match self {
-            Unary::Range => kv.range_encoded(unary::decode(request)?).await,
-            Unary::Put => unary::carry_out(request, |request| kv.put(request)).await,
-            Unary::DeleteRange => unary::carry_out(request, |request| kv.delete_range(request)).await,
-            Unary::Txn => unary::carry_out(request, |request| kv.txn(request)).await,
+            Unary::Range => unary::carry_out(request, |request| kv.range_encoded(request), end),
+            Unary::Put => unary::carry_out(request, |request| kv.put_encoded(request), end),
+            Unary::DeleteRange => {
+                unary::carry_out(request, async move |request| unary::encoded(kv.delete_range(request).await?), end)
+            }
+            Unary::Txn => unary::carry_out(request, async move |request| unary::encoded(kv.txn(request).await?), end),
         }
     }
 }

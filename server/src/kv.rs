@@ -60,8 +60,12 @@ impl KvService {
             wait_for(answers.map(Answers::room)).await;
             read(&self.ctx.store, &request).map_err(|error| self.ctx.read_error(error))
         } else {
-            let _place = wait_for(answers.map(Answers::room_for_range)).await;
-            self.ctx.blocking(move |store| read(store, &request)).await
+            // In a box: a read of one key is not to have room for this.
+            let read = Box::pin(async {
+                let _place = wait_for(answers.map(Answers::room_for_range)).await;
+                self.ctx.blocking(move |store| read(store, &request)).await
+            });
+            read.await
         }
     }
 
@@ -88,7 +92,7 @@ impl KvService {
     }
 
     /// Range, whose answer is put together as it stands on the wire where that can be: a message with its prefix.
-    pub async fn range_encoded(&self, request: Request<RangeRequest>) -> Result<Response<Bytes>, Status> {
+    pub async fn range_encoded(self: Arc<Self>, request: Request<RangeRequest>) -> Result<Response<Bytes>, Status> {
         if !storage::is_plain(request.get_ref()) {
             let (message, answer, extensions) = self.range(request).await?.into_parts();
             return Ok(Response::from_parts(message, unary::with_prefix(&answer)?, extensions));
@@ -103,6 +107,25 @@ impl KvService {
         unary::set_prefix(&mut message)?;
         let bytes = message.len();
         Ok(answers::counted_bytes(Bytes::from(message), bytes, answers.as_ref()))
+    }
+
+    /// Put, whose answer is encoded as it stands on the wire: a message with its prefix.
+    pub async fn put_encoded(self: Arc<Self>, request: Request<PutRequest>) -> Result<Response<Bytes>, Status> {
+        Ok(Response::new(unary::with_prefix(&self.put_by(request).await?)?))
+    }
+
+    async fn put_by(&self, request: Request<PutRequest>) -> Result<PutResponse, Status> {
+        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
+        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
+        quota::check(&self.ctx, cost::put(&request)).await?;
+        checks::put(&request)?;
+        match self.ctx.propose_by(&caller, Op::Put(request)).await? {
+            Outcome::Put(mut response) => {
+                self.ctx.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => Err(self.ctx.wrong_outcome("Put", &other)),
+        }
     }
 
     async fn read_txn(&self, request: TxnRequest, answers: Option<&Answers>) -> Result<TxnResponse, Status> {
@@ -162,17 +185,7 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        admit(&self.ctx, request.metadata(), Learner::Refuses)?;
-        let (caller, request) = (self.ctx.auth.caller(&request), request.into_inner());
-        quota::check(&self.ctx, cost::put(&request)).await?;
-        checks::put(&request)?;
-        match self.ctx.propose_by(&caller, Op::Put(request)).await? {
-            Outcome::Put(mut response) => {
-                self.ctx.stamp(&mut response.header);
-                Ok(Response::new(response))
-            }
-            other => Err(self.ctx.wrong_outcome("Put", &other)),
-        }
+        self.put_by(request).await.map(Response::new)
     }
 
     async fn delete_range(

@@ -32,6 +32,9 @@
 //! Invariants: a refusal is an answer, a failure of this node's disk stops the process; nothing here knows RocksDB or
 //! openraft.
 
+// Futures of futures: what a call may wait for is deep.
+#![recursion_limit = "256"]
+
 mod access;
 mod admit;
 mod auth;

@@ -96,7 +96,7 @@ pub async fn check(ctx: &Arc<Context>, cost: u64) -> Result<(), Status> {
     let alarm = AlarmType::Nospace as i32;
     if !ctx.store.alarms().iter().any(|active| active.member_id == ctx.member.0 && active.alarm == alarm) {
         let request = AlarmRequest { action: AlarmAction::Activate as i32, member_id: ctx.member.0, alarm };
-        if let Err(error) = ctx.propose(Op::Alarm(request)).await {
+        if let Err(error) = Box::pin(ctx.propose(Op::Alarm(request))).await {
             tracing::warn!(error = error.message(), "could not raise the alarm NOSPACE");
         }
     }

@@ -12,7 +12,10 @@ use std::{
 
 use axum::Router;
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt as _, future::Either};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Either},
+};
 use http::{Extensions, Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Incoming};
@@ -27,16 +30,12 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
 use tower::ServiceExt as _;
 
 use crate::{
     config::Connections,
     grpc::{BoxError, Grpc, Unary},
-    guard::{
-        Guard,
-        answers::{Answers, Held},
-    },
+    guard::{Guard, answers::Answers},
     http2,
     listen::{Io, Listener, Socket},
     tls::{self, ClientCertificate},
@@ -295,12 +294,13 @@ impl http2::Handler for Caller {
         Grpc::unary(head.uri.path(), &head.headers)
     }
 
-    fn carry_out(
+    fn carry_out<O: Send + 'static>(
         &self,
         call: Unary,
         head: &http2::Head,
         message: Bytes,
-    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + 'static {
+        end: impl FnOnce(http2::Message) -> O + Send + 'static,
+    ) -> BoxFuture<'static, O> {
         let mut request = tonic::Request::new(message);
         self.client.mark(request.extensions_mut());
         // What the services ask for.
@@ -309,7 +309,7 @@ impl http2::Handler for Caller {
                 request.metadata_mut().as_mut().insert(name, value.clone());
             }
         }
-        self.grpc.carry_out(call, (head.uri.path(), &head.headers), request)
+        self.grpc.carry_out(call, (head.uri.path(), &head.headers), request, end)
     }
 
     fn answer(

@@ -5,6 +5,10 @@
 use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, ready},
+};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as HttpBody;
@@ -21,28 +25,40 @@ pub fn is_plain(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_none_or(|encoding| encoding == "identity")
 }
 
-/// Decodes the message of a call, carries the call out, and gives the answer with its prefix.
-///
-/// # Errors
-/// When the bytes are no message; and those of `call`.
-pub async fn carry_out<Q, A, F>(
+/// The answer to a call, as a message with its prefix.
+pub type Encoded = Result<Response<Bytes>, Status>;
+
+/// Decodes the message of a call, carries the call out, and gives what `end` makes of the answer. Bytes that are no
+/// message are answered with a refusal.
+pub fn carry_out<Q, F, O>(
     request: tonic::Request<Bytes>,
     call: impl FnOnce(tonic::Request<Q>) -> F,
-) -> Result<Response<Bytes>, Status>
+    end: impl FnOnce(Encoded) -> O + Send + 'static,
+) -> BoxFuture<'static, O>
 where
     Q: Message + Default,
-    A: Message,
-    F: Future<Output = Result<Response<A>, Status>>,
+    F: Future<Output = Encoded> + Send + 'static,
+    O: Send + 'static,
 {
-    let (metadata, answer, extensions) = call(decode(request)?).await?.into_parts();
+    match decode(request) {
+        Ok(request) => call(request).map(end).boxed(),
+        Err(refusal) => {
+            let output = end(Err(refusal));
+            ready(output).boxed()
+        }
+    }
+}
+
+/// Encodes an answer.
+///
+/// # Errors
+/// As [`set_prefix`].
+pub fn encoded(answer: Response<impl Message>) -> Encoded {
+    let (metadata, answer, extensions) = answer.into_parts();
     Ok(Response::from_parts(metadata, with_prefix(&answer)?, extensions))
 }
 
-/// Decodes the message of a call.
-///
-/// # Errors
-/// When the bytes are no message.
-pub fn decode<Q: Message + Default>(request: tonic::Request<Bytes>) -> Result<tonic::Request<Q>, Status> {
+fn decode<Q: Message + Default>(request: tonic::Request<Bytes>) -> Result<tonic::Request<Q>, Status> {
     let (metadata, extensions, message) = request.into_parts();
     let message = Q::decode(message).map_err(|error| Status::internal(error.to_string()))?;
     Ok(tonic::Request::from_parts(metadata, extensions, message))
@@ -168,9 +184,9 @@ mod tests {
         let message = receive(Body::from_stream(stream::iter(pieces)), MAX).await?;
         let call = async |request: tonic::Request<RangeRequest>| {
             let count = request.get_ref().key.len() as i64;
-            Ok(Response::new(RangeResponse { count, ..Default::default() }))
+            encoded(Response::new(RangeResponse { count, ..Default::default() }))
         };
-        carry_out(tonic::Request::new(message), call).await.map(Response::into_inner)
+        carry_out(tonic::Request::new(message), call, std::convert::identity).await.map(Response::into_inner)
     }
 
     fn range(key_bytes: usize) -> Vec<u8> {

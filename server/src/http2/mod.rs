@@ -26,7 +26,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::Stream;
+use futures::{FutureExt as _, Stream, future::BoxFuture};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Frame};
@@ -59,6 +59,9 @@ const OUT_MAX: usize = 1 << 20;
 /// The body of an answer.
 pub type Content = UnsyncBoxBody<Bytes, BoxError>;
 
+/// The answer to a unary call: a message with its prefix, and what counts it until it is sent.
+pub type Message = Result<(Bytes, Option<Arc<Held>>), Status>;
+
 /// What carries requests out.
 pub trait Handler: Send + 'static {
     /// A kind of unary call that is carried out when its message is there.
@@ -67,13 +70,15 @@ pub trait Handler: Send + 'static {
     /// Whether a request is such a call.
     fn unary(&self, head: &Head) -> Option<Self::Unary>;
 
-    /// Carries it out. The answer is a message with its prefix, and what counts it until it is sent.
-    fn carry_out(
+    /// Carries it out, and gives what `end` makes of the answer. In a box of its own, which is what the call needs and
+    /// not what the largest of all does.
+    fn carry_out<O: Send + 'static>(
         &self,
         call: Self::Unary,
         head: &Head,
         message: Bytes,
-    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + 'static;
+        end: impl FnOnce(Message) -> O + Send + 'static,
+    ) -> BoxFuture<'static, O>;
 
     /// Carries any request out.
     fn answer(&self, request: Request<Body>) -> impl Future<Output = Response<Content>> + Send + 'static;
@@ -104,7 +109,7 @@ struct Done {
 enum What {
     /// The server stops.
     Stopped,
-    Message(Result<(Bytes, Option<Arc<Held>>), Status>),
+    Message(Message),
     Answer(Response<Content>),
     /// Of the answer; None behind the last. `is_end`: it is the last.
     Frame {
@@ -291,9 +296,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
                 if let Some((unary, head)) = call.awaiting.take() {
                     return match unary::whole(&bytes).filter(|_| end) {
                         Some(message) => {
-                            let done = self.handler.carry_out(unary, &head, message);
-                            let place = self.tasks.add(async move { Done { stream, what: What::Message(done.await) } });
-                            call.place = Some(place);
+                            let end = move |message| Done { stream, what: What::Message(message) };
+                            let done = self.handler.carry_out(unary, &head, message, end);
+                            call.place = Some(self.tasks.add_boxed(done));
                             self.connection.read_on_connection(bytes.len());
                         }
                         None => self.begin(stream, head, Some(bytes), end),
@@ -340,7 +345,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = head.headers.clone();
         let answer = self.handler.answer(request);
-        let place = self.tasks.add(async move { Done { stream, what: What::Answer(answer.await) } });
+        let place = self.tasks.add(answer.map(move |answer| Done { stream, what: What::Answer(answer) }));
         let call = self.connection.data(stream).expect("it has just begun");
         (call.body, call.place) = (Some(sender), Some(place));
     }

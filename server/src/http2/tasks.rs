@@ -89,7 +89,12 @@ impl<O> Default for Tasks<O> {
 impl<O> Tasks<O> {
     /// Takes a future in. It is polled when the tasks are polled next.
     pub fn add(&mut self, future: impl Future<Output = O> + Send + 'static) -> Place {
-        self.put(Work::Once(Box::pin(future)))
+        self.add_boxed(Box::pin(future))
+    }
+
+    /// The same with one that is in a box already.
+    pub fn add_boxed(&mut self, future: BoxFuture<'static, O>) -> Place {
+        self.put(Work::Once(future))
     }
 
     /// Takes a stream in, and asks for its first item. It keeps its place until it ends.

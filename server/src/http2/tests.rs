@@ -46,21 +46,23 @@ impl Handler for Echo {
         (head.uri.path() == "/message").then_some(())
     }
 
-    fn carry_out(
+    fn carry_out<O: Send + 'static>(
         &self,
         (): (),
         _: &Head,
         message: Bytes,
-    ) -> impl Future<Output = Result<(Bytes, Option<Arc<Held>>), Status>> + Send + 'static {
+        end: impl FnOnce(Message) -> O + Send + 'static,
+    ) -> BoxFuture<'static, O> {
         self.at_once.fetch_add(1, Ordering::Relaxed);
         let prefix = [&[0][..], &(message.len() as u32).to_be_bytes()].concat();
-        async move {
+        let answer = async move {
             tokio::task::yield_now().await;
             match message.starts_with(b"refuse") {
                 true => Err(Status::not_found("refused")),
                 false => Ok((Bytes::from([&prefix[..], &message].concat()), None)),
             }
-        }
+        };
+        answer.map(end).boxed()
     }
 
     fn answer(&self, request: Request<Body>) -> impl Future<Output = Response<Content>> + Send + 'static {
