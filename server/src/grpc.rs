@@ -54,7 +54,7 @@ use crate::{
     kv::KvService,
     lease::{self, LeaseService},
     maintenance::MaintenanceService,
-    rpc_count::{Received, RpcCount, Sent},
+    rpc_count::{Kind, Received, RpcCount, Sent},
     streaming::{self, Encoded},
     too_large, unary,
     watch::{self, WatchService},
@@ -160,7 +160,7 @@ impl Grpc {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let counts = self.count.begin(request.uri().path(), request.headers());
+        let counts = self.count.kind(request.uri().path(), request.headers()).map(Kind::begin);
         let share = Share::default();
         let (received, sent) = counts.unzip();
         let request = request.map(|body| {
@@ -257,10 +257,10 @@ impl Grpc {
         }
     }
 
-    /// The unary call at a path, if it is one that [`Grpc::carry_out`] does.
-    pub fn unary(path: &str, headers: &HeaderMap) -> Option<Unary> {
+    /// The unary call at a path, if it is one that [`Grpc::carry_out`] does, and what counts it.
+    pub fn unary(&self, path: &str, headers: &HeaderMap) -> Option<(Unary, Arc<Kind>)> {
         match Direct::of(path)? {
-            Direct::Unary(call) => unary::is_plain(headers).then_some(call),
+            Direct::Unary(call) if unary::is_plain(headers) => Some((call, self.count.kind(path, headers)?)),
             _ => None,
         }
     }
@@ -268,19 +268,13 @@ impl Grpc {
     /// Carries a unary call out, whose message is there, counts it, and gives what `end` makes of the answer.
     pub fn carry_out<O: Send + 'static>(
         &self,
-        call: Unary,
-        (path, headers): (&str, &HeaderMap),
+        (call, kind): (Unary, Arc<Kind>),
         request: tonic::Request<Bytes>,
         end: impl FnOnce(http2::Message) -> O + Send + 'static,
     ) -> BoxFuture<'static, O> {
-        let sent = self.count.begin(path, headers).map(|(mut received, sent)| {
-            received.count(request.get_ref().len());
-            sent
-        });
+        let counted = kind.begin_unary(request.get_ref().len());
         call.carry_out(self.kv_service.clone(), request, |answer| {
-            if let Some(sent) = sent {
-                sent.end(answer.as_ref().map(|answer| answer.get_ref().len()));
-            }
+            counted.end(answer.as_ref().map(|answer| answer.get_ref().len()));
             end(answer.map(|answer| {
                 let (_, message, mut extensions) = answer.into_parts();
                 (message, answers::held_in(&mut extensions))
@@ -299,6 +293,11 @@ pub enum Unary {
 }
 
 impl Unary {
+    /// Whether the answer may be large.
+    pub fn may_answer_much(self) -> bool {
+        !matches!(self, Unary::Put)
+    }
+
     fn carry_out<O: Send + 'static>(
         self,
         kv: Arc<KvService>,

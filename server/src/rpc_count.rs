@@ -29,19 +29,62 @@ pub struct RpcCount {
 }
 
 impl RpcCount {
-    /// Counts that a call begins; gives what counts the messages of its request, and its answer. None where the path is
-    /// none of an RPC.
-    pub fn begin(&self, path: &str, headers: &HeaderMap) -> Option<(Messages, Sent)> {
+    /// What counts the calls at a path with these headers. None where the path is none of an RPC.
+    pub fn kind(&self, path: &str, headers: &HeaderMap) -> Option<Arc<Kind>> {
         let rpc = &self.metrics.rpc;
         let method = rpc.method(path)?;
-        method.started.inc();
         let version = headers.get(CLIENT_VERSION).and_then(|version| version.to_str().ok());
-        rpc.count_client(method.is_unary, version);
+        let client = rpc.clients(method.is_unary, version);
+        Some(Arc::new(Kind { method, client, slow: self.slow }))
+    }
+}
+
+/// Counts the calls of one method by one kind of client.
+pub struct Kind {
+    method: Arc<Method>,
+    client: IntCounter,
+    slow: Duration,
+}
+
+impl Kind {
+    /// Counts that a call begins; gives what counts the messages of its request, and its answer.
+    pub fn begin(self: Arc<Self>) -> (Messages, Sent) {
+        let method = &self.method;
         let received = Messages::new(method.received.clone(), method.received_bytes.clone());
         let messages = Messages::new(method.sent.clone(), method.sent_bytes.clone());
-        // From here on the end is counted in any case: when the client goes away, on drop.
-        let end = End { method, slow: self.slow, began: Instant::now(), is_counted: false };
-        Some((received, Sent { end, messages }))
+        (received, Sent { end: self.begun(), messages })
+    }
+
+    /// Counts that a unary call begins whose message, of so many bytes, is there.
+    pub fn begin_unary(self: Arc<Self>, bytes: usize) -> Unary {
+        self.method.received.inc();
+        self.method.received_bytes.inc_by(bytes as u64);
+        Unary(self.begun())
+    }
+
+    /// From here on the end is counted in any case: when the client goes away, on drop.
+    fn begun(self: Arc<Self>) -> End {
+        self.method.started.inc();
+        self.client.inc();
+        End { kind: self, began: Instant::now(), is_counted: false }
+    }
+}
+
+/// Counts the answer to a unary call.
+pub struct Unary(End);
+
+impl Unary {
+    /// Of a message of so many bytes with its prefix, or a refusal.
+    pub fn end(mut self, answer: Result<usize, &Status>) {
+        match answer {
+            Ok(bytes) => {
+                let method = &self.0.kind.method;
+                method.sent.inc();
+                method.sent_bytes.inc_by((bytes - PREFIX_BYTES) as u64);
+                self.0.count(Code::Ok);
+            }
+            Err(status) => self.0.count(status.code()),
+        }
     }
 }
 
@@ -50,8 +93,7 @@ fn code(headers: &HeaderMap) -> Option<Code> {
 }
 
 struct End {
-    method: Arc<Method>,
-    slow: Duration,
+    kind: Arc<Kind>,
     began: Instant,
     is_counted: bool,
 }
@@ -62,16 +104,17 @@ impl End {
             return;
         }
         self.is_counted = true;
-        self.method.handled(code).inc();
+        let Kind { method, slow, .. } = &*self.kind;
+        method.handled(code).inc();
         let took = self.began.elapsed();
-        if let Some(handling) = &self.method.handling {
+        if let Some(handling) = &method.handling {
             handling.observe(took.as_secs_f64());
         }
-        if self.method.is_unary && took > self.slow {
+        if method.is_unary && took > *slow {
             tracing::warn!(
                 time_spent = ?took,
-                expected_duration = ?self.slow,
-                response_type = self.method.path,
+                expected_duration = ?slow,
+                response_type = method.path,
                 code = ?code,
                 "request stats"
             );
@@ -116,15 +159,10 @@ impl Messages {
                 let [_, length @ ..] = self.head;
                 self.left = u32::from_be_bytes(length) as usize;
                 self.head_len = 0;
-                self.count(self.left);
+                self.count.inc();
+                self.bytes.inc_by(self.left as u64);
             }
         }
-    }
-
-    /// Counts a message.
-    pub fn count(&mut self, bytes: usize) {
-        self.count.inc();
-        self.bytes.inc_by(bytes as u64);
     }
 }
 
@@ -174,17 +212,6 @@ impl Sent {
         }
     }
 
-    /// Counts the answer to a unary call: a message of so many bytes with its prefix, or a refusal.
-    pub fn end(mut self, answer: Result<usize, &Status>) {
-        match answer {
-            Ok(bytes) => {
-                self.messages.count(bytes - PREFIX_BYTES);
-                self.end.count(Code::Ok);
-            }
-            Err(status) => self.end.count(status.code()),
-        }
-    }
-
     pub fn see(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             self.messages.see(data);
@@ -204,8 +231,8 @@ mod tests {
     fn begun(path: &str) -> (Arc<Metrics>, Option<Sent>) {
         let metrics = Metrics::for_tests();
         let count = RpcCount { metrics: metrics.clone(), slow: Duration::from_secs(1) };
-        let counts = count.begin(path, &HeaderMap::new());
-        (metrics, counts.map(|(_, sent)| sent))
+        let kind = count.kind(path, &HeaderMap::new());
+        (metrics, kind.map(|kind| kind.begin().1))
     }
 
     fn handled(metrics: &Metrics, code: Code) -> u64 {

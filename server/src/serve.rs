@@ -30,6 +30,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::metadata::MetadataMap;
 use tower::ServiceExt as _;
 
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
     guard::{Guard, answers::Answers},
     http2,
     listen::{Io, Listener, Socket},
+    rpc_count::Kind,
     tls::{self, ClientCertificate},
 };
 
@@ -257,15 +259,19 @@ struct Client {
 }
 
 impl Client {
-    /// Adds what is known of who makes a request.
+    /// Adds what is known of who makes a request, and the answers of the connection.
     fn mark(&self, extensions: &mut Extensions) {
+        self.mark_caller(extensions);
+        extensions.insert(self.answers.clone());
+    }
+
+    fn mark_caller(&self, extensions: &mut Extensions) {
         if self.is_secured {
             extensions.insert(tls::Secured);
         }
         if let Some(certificate) = &self.certificate {
             extensions.insert(certificate.clone());
         }
-        extensions.insert(self.answers.clone());
     }
 
     fn route<B>(
@@ -287,29 +293,40 @@ struct Caller {
     client: Client,
 }
 
-impl http2::Handler for Caller {
-    type Unary = Unary;
+/// A kind of unary call: found once for all whose headers are the same.
+struct Call {
+    call: Unary,
+    kind: Arc<Kind>,
+    metadata: MetadataMap,
+}
 
-    fn unary(&self, head: &http2::Head) -> Option<Unary> {
-        Grpc::unary(head.uri.path(), &head.headers)
+impl http2::Handler for Caller {
+    type Unary = Arc<Call>;
+
+    fn unary(&self, head: &http2::Head) -> Option<Arc<Call>> {
+        let (call, kind) = self.grpc.unary(head.uri.path(), &head.headers)?;
+        let mut metadata = MetadataMap::new();
+        // What the services ask for.
+        for name in ["hasleader", "token", "authorization", "grpcgateway-accept"] {
+            if let Some(value) = head.headers.get(name) {
+                metadata.as_mut().insert(name, value.clone());
+            }
+        }
+        Some(Arc::new(Call { call, kind, metadata }))
     }
 
     fn carry_out<O: Send + 'static>(
         &self,
-        call: Unary,
-        head: &http2::Head,
+        call: Arc<Call>,
         message: Bytes,
         end: impl FnOnce(http2::Message) -> O + Send + 'static,
     ) -> BoxFuture<'static, O> {
-        let mut request = tonic::Request::new(message);
-        self.client.mark(request.extensions_mut());
-        // What the services ask for.
-        for name in ["hasleader", "token", "authorization", "grpcgateway-accept"] {
-            if let Some(value) = head.headers.get(name) {
-                request.metadata_mut().as_mut().insert(name, value.clone());
-            }
+        let mut request = tonic::Request::from_parts(call.metadata.clone(), Extensions::new(), message);
+        self.client.mark_caller(request.extensions_mut());
+        if call.call.may_answer_much() {
+            request.extensions_mut().insert(self.client.answers.clone());
         }
-        self.grpc.carry_out(call, (head.uri.path(), &head.headers), request, end)
+        self.grpc.carry_out((call.call, call.kind.clone()), request, end)
     }
 
     fn answer(

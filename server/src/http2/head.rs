@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, uri};
 use proto::http2::hpack::{Decoder, HpackError};
 
 /// What is kept of the blocks that were read last: clients send the same few again and again.
-const KNOWN_MAX: usize = 8;
+pub const KNOWN_MAX: usize = 8;
 /// What a field counts for besides its name and value (RFC 9113, section 6.5.2).
 const FIELD_BYTES: usize = 32;
 

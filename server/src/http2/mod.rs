@@ -65,9 +65,9 @@ pub type Message = Result<(Bytes, Option<Arc<Held>>), Status>;
 /// What carries requests out.
 pub trait Handler: Send + 'static {
     /// A kind of unary call that is carried out when its message is there.
-    type Unary: Copy + Send;
+    type Unary: Clone + Send;
 
-    /// Whether a request is such a call.
+    /// Whether a request is such a call. Asked once for those whose heads are the same.
     fn unary(&self, head: &Head) -> Option<Self::Unary>;
 
     /// Carries it out, and gives what `end` makes of the answer. In a box of its own, which is what the call needs and
@@ -75,7 +75,6 @@ pub trait Handler: Send + 'static {
     fn carry_out<O: Send + 'static>(
         &self,
         call: Self::Unary,
-        head: &Head,
         message: Bytes,
         end: impl FnOnce(Message) -> O + Send + 'static,
     ) -> BoxFuture<'static, O>;
@@ -135,6 +134,8 @@ struct Driver<T, H: Handler> {
     input: BytesMut,
     connection: Connection<Call<H::Unary>>,
     handler: H,
+    /// What the heads that were seen last are.
+    known: Vec<(Arc<Head>, Option<H::Unary>)>,
     tasks: Tasks<Done>,
     credits: Arc<Credits>,
     keep_alive: Option<KeepAlive>,
@@ -171,6 +172,7 @@ where
         input,
         connection: Connection::new(connections.max_concurrent_streams, connections.ping_min_time.map(Pings::new)),
         handler,
+        known: Vec::new(),
         tasks: Tasks::default(),
         credits: Arc::default(),
         keep_alive: connections
@@ -284,7 +286,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
 
     fn take(&mut self, event: Event<Call<H::Unary>>) {
         match event {
-            Event::Request { stream, head, end } => match self.handler.unary(&head) {
+            Event::Request { stream, head, end } => match self.unary(&head) {
                 Some(unary) if !end => {
                     let call = self.connection.data(stream).expect("it has just begun");
                     call.awaiting = Some((unary, head));
@@ -297,7 +299,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
                     return match unary::whole(&bytes).filter(|_| end) {
                         Some(message) => {
                             let end = move |message| Done { stream, what: What::Message(message) };
-                            let done = self.handler.carry_out(unary, &head, message, end);
+                            let done = self.handler.carry_out(unary, message, end);
                             call.place = Some(self.tasks.add_boxed(done));
                             self.connection.read_on_connection(bytes.len());
                         }
@@ -330,6 +332,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Handler> Driver<T, H> {
                 }
             }
         }
+    }
+
+    /// The unary call that a request is, if it is one.
+    fn unary(&mut self, head: &Arc<Head>) -> Option<H::Unary> {
+        if let Some((_, unary)) = self.known.iter().find(|(known, _)| Arc::ptr_eq(known, head)) {
+            return unary.clone();
+        }
+        let unary = self.handler.unary(head);
+        if self.known.len() == head::KNOWN_MAX {
+            self.known.remove(0);
+        }
+        self.known.push((head.clone(), unary.clone()));
+        unary
     }
 
     /// Begins a request whose body is read as it comes; `bytes` of it have.

@@ -49,7 +49,6 @@ impl Handler for Echo {
     fn carry_out<O: Send + 'static>(
         &self,
         (): (),
-        _: &Head,
         message: Bytes,
         end: impl FnOnce(Message) -> O + Send + 'static,
     ) -> BoxFuture<'static, O> {

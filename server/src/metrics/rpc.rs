@@ -139,11 +139,11 @@ impl RpcMetrics {
         self.methods.get(path).cloned()
     }
 
-    /// Counts a call of a client that says it is of this version, such as `3.7`.
-    pub fn count_client(&self, is_unary: bool, version: Option<&str>) {
+    /// Counts the calls of clients that say they are of this version, such as `3.7`.
+    pub fn clients(&self, is_unary: bool, version: Option<&str>) -> IntCounter {
         // What is no version would make a series of its own each time.
         let is_version = |text: &&str| text.len() <= 16 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let version = version.filter(is_version).unwrap_or("unknown");
-        self.requests.with_label_values(&[if is_unary { "unary" } else { "stream" }, version]).inc();
+        self.requests.with_label_values(&[if is_unary { "unary" } else { "stream" }, version])
     }
 }

@@ -35,7 +35,7 @@ fn observe_everything(metrics: &Arc<Metrics>) {
     ] {
         observer.took(work, Duration::from_millis(1));
     }
-    metrics.rpc.count_client(true, Some("3.7"));
+    metrics.rpc.clients(true, Some("3.7")).inc();
 }
 
 #[test]
