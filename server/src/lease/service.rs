@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{
     Stream, StreamExt, TryStreamExt as _,
-    stream::{self, BoxStream},
+    stream::{self, BoxStream, FuturesUnordered},
 };
 use prost::Message;
 use proto::{
@@ -40,6 +40,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Keep-alives of one stream that are under way at a time. They share the leader's confirmation.
 const KEEP_ALIVES_MAX: usize = 64;
+/// About what an answer to one of them takes.
+const ANSWER_BYTES: usize = 64;
 /// Longest TTL that is granted, in seconds; whoever asks for more is refused when the grant is applied.
 const TTL_MAX: i64 = 9_000_000_000;
 
@@ -188,7 +190,7 @@ impl LeaseService {
         S: Stream<Item = Result<LeaseKeepAliveRequest, Status>> + Send + Unpin + 'static,
     {
         let encode = |batch: Vec<LeaseKeepAliveResponse>| {
-            let mut out = Vec::new();
+            let mut out = Vec::with_capacity(batch.len() * ANSWER_BYTES);
             batch.iter().try_for_each(|answer| unary::append(&mut out, |out| answer.encode_raw(out)))?;
             Ok(Bytes::from(out))
         };
@@ -310,12 +312,13 @@ fn until<T>(
     stream: impl Stream<Item = Result<T, Status>> + Send,
     end: impl Future<Output = Status> + Send,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
-    let (stream, end) = (Box::pin(stream), Box::pin(end));
+    // Of a set, which asks what has been woken only.
+    let (stream, end) = (Box::pin(stream), FuturesUnordered::from_iter([end]));
     futures::stream::unfold(Some((stream, end)), |state| async {
         let (mut stream, mut end) = state?;
         tokio::select! {
             biased;
-            status = &mut end => Some((Err(status), None)),
+            Some(status) = end.next() => Some((Err(status), None)),
             item = stream.next() => match item? {
                 Ok(item) => Some((Ok(item), Some((stream, end)))),
                 Err(status) => Some((Err(status), None)),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::Bound::{self, Excluded, Unbounded},
     time::{Duration, Instant},
 };
 
@@ -34,7 +35,8 @@ pub struct TimeLeft {
 #[derive(Debug, Default)]
 pub struct Table {
     leases: HashMap<LeaseId, Lease>,
-    /// While leading: every lease, by when it expires.
+    /// While leading: every lease, by when it expires or by an earlier time, at which it is put where it belongs: a
+    /// renewal moves nothing here.
     due: BTreeSet<(Instant, LeaseId)>,
     /// While leading: the long leases, by when what is left of them is to be noted.
     checkpoints: BTreeSet<(Instant, LeaseId)>,
@@ -50,6 +52,8 @@ struct Lease {
     checkpoint: i64,
     /// While leading.
     expiry: Option<Instant>,
+    /// Where it stands in `due`.
+    queued: Option<Instant>,
     /// Where it stands in `checkpoints`.
     next_checkpoint: Option<Instant>,
 }
@@ -102,7 +106,7 @@ impl Table {
         for (&id, lease) in &mut self.leases {
             let lasts = if planted!(LeaseShortened) { lease.lasts() / 4 } else { lease.lasts() + extension };
             let expiry = now + lasts;
-            lease.expiry = Some(expiry);
+            (lease.expiry, lease.queued) = (Some(expiry), Some(expiry));
             self.due.insert((expiry, id));
         }
         if self.checkpoint_interval.is_some() {
@@ -118,7 +122,7 @@ impl Table {
         self.due.clear();
         self.checkpoints.clear();
         for lease in self.leases.values_mut() {
-            (lease.expiry, lease.next_checkpoint) = (None, None);
+            (lease.expiry, lease.queued, lease.next_checkpoint) = (None, None, None);
         }
     }
 
@@ -162,13 +166,8 @@ impl Table {
         if lease.checkpoint > 0 {
             return Renewal::Checkpointed;
         }
-        let extended = now + lease.lasts();
         // Extended at the election, it may last longer already.
-        if extended > expiry {
-            lease.expiry = Some(extended);
-            self.due.remove(&(expiry, id));
-            self.due.insert((extended, id));
-        }
+        lease.expiry = Some(expiry.max(now + lease.lasts()));
         Renewal::Renewed { ttl: lease.ttl }
     }
 
@@ -184,13 +183,35 @@ impl Table {
     }
 
     /// When the next lease expires.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|&(expiry, _)| expiry)
+    pub fn next_due(&mut self) -> Option<Instant> {
+        self.due_behind(Unbounded).map(|(expiry, _)| expiry)
     }
 
     /// Up to `max` leases whose time has run out, the oldest first.
-    pub fn due(&self, max: usize, now: Instant) -> Vec<LeaseId> {
-        self.due.iter().take_while(|(expiry, _)| *expiry <= now).take(max).map(|&(_, id)| id).collect()
+    pub fn due(&mut self, max: usize, now: Instant) -> Vec<LeaseId> {
+        let (mut due, mut behind) = (Vec::new(), Unbounded);
+        while due.len() < max
+            && let Some(next) = self.due_behind(behind).filter(|(expiry, _)| *expiry <= now)
+        {
+            due.push(next.1);
+            behind = Excluded(next);
+        }
+        due
+    }
+
+    /// The first lease in `due` behind a place. Those that were renewed are put where they belong on the way there.
+    fn due_behind(&mut self, behind: Bound<(Instant, LeaseId)>) -> Option<(Instant, LeaseId)> {
+        while let Some(&(at, id)) = self.due.range((behind, Unbounded)).next() {
+            let lease = self.leases.get_mut(&id).expect("only leases are due");
+            let expiry = lease.expiry.expect("every lease of a leader expires");
+            if expiry == at {
+                return Some((at, id));
+            }
+            lease.queued = Some(expiry);
+            self.due.remove(&(at, id));
+            self.due.insert((expiry, id));
+        }
+        None
     }
 
     pub fn contains(&self, id: LeaseId) -> bool {
@@ -218,8 +239,8 @@ impl Table {
 
     /// Of a lease that is gone.
     fn forget_times(&mut self, id: LeaseId, lease: &Lease) {
-        if let Some(expiry) = lease.expiry {
-            self.due.remove(&(expiry, id));
+        if let Some(at) = lease.queued {
+            self.due.remove(&(at, id));
         }
         if let Some(at) = lease.next_checkpoint {
             self.checkpoints.remove(&(at, id));
@@ -228,10 +249,10 @@ impl Table {
 
     fn add(&mut self, lease: LeaseInfo, now: Instant) {
         let LeaseInfo { id, ttl, remaining_ttl } = lease;
-        let mut lease = Lease { ttl, checkpoint: remaining_ttl, expiry: None, next_checkpoint: None };
+        let mut lease = Lease { ttl, checkpoint: remaining_ttl, expiry: None, queued: None, next_checkpoint: None };
         if self.leading.is_some() {
             let expiry = now + lease.lasts();
-            lease.expiry = Some(expiry);
+            (lease.expiry, lease.queued) = (Some(expiry), Some(expiry));
             self.due.insert((expiry, id));
         }
         if let Some(replaced) = self.leases.insert(id, lease) {
@@ -273,6 +294,22 @@ mod tests {
         table.apply(LeaseChange::Revoked { id: id(2) }, start);
         assert_eq!(table.due(9, start + seconds(20.0)), [id(1)]);
         assert!(!table.contains(id(2)) && table.contains(id(1)));
+    }
+
+    #[test]
+    fn leases_are_due_in_order_whatever_was_renewed() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        table.lead(3, EXTENSION, start);
+        for (lease, ttl) in [(1, 5), (2, 10), (3, 7), (4, 6)] {
+            table.apply(granted(lease, ttl), start);
+        }
+        assert_eq!(table.renew(id(1), 3, start + seconds(4.0)), Renewal::Renewed { ttl: 5 });
+        assert_eq!(table.renew(id(4), 3, start + seconds(4.0)), Renewal::Renewed { ttl: 6 });
+        table.apply(LeaseChange::Revoked { id: id(4) }, start + seconds(5.0));
+        assert_eq!(table.due(9, start + seconds(8.5)), [id(3)]);
+        assert_eq!(table.due(2, start + seconds(20.0)), [id(3), id(1)]);
+        assert_eq!(table.due(9, start + seconds(20.0)), [id(3), id(1), id(2)]);
+        assert_eq!(table.next_due(), Some(start + seconds(7.0)));
     }
 
     #[test]
