@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use prost::{
     Message,
     encoding::{WireType, encoded_len_varint},
@@ -21,8 +22,6 @@ use crate::unary;
 const HEADER: u32 = 1;
 const WATCH_ID: u32 = 2;
 const EVENTS: u32 = 11;
-/// What a response takes beside its events.
-const RESPONSE_OVERHEAD: usize = 64;
 
 /// Appends the responses that say `item`: one, or several where it is cut into fragments.
 pub fn encode(
@@ -51,7 +50,7 @@ pub fn encode(
             let (fragment, header) = (delivery.watcher.watch.fragment, member.header(delivery.revision));
             let response = events(&delivery, header, history)?;
             if response.events.len() > 1 && planted!(RevisionSplit) {
-                let split = |event: &bytes::Bytes| WatchResponse { events: vec![event.clone()], ..response.clone() };
+                let split = |event: &Bytes| WatchResponse { events: vec![event.clone()], ..response.clone() };
                 out.extend(response.events.iter().map(split));
                 return Ok(());
             }
@@ -65,50 +64,77 @@ pub fn encode(
     Ok(())
 }
 
-/// Appends what [`encode`] gives as it stands on the wire: each message with its prefix.
-pub fn append(
-    item: Item,
-    member: &dyn Member,
-    history: &dyn History,
-    out: &mut Vec<u8>,
-) -> Result<Result<(), Status>, StorageError> {
-    if let Item::Events(delivery) = &item
-        && !delivery.watcher.watch.fragment
-        && !planted!(RevisionSplit)
-    {
-        return append_events(delivery, member.header(delivery.revision), history, out);
-    }
-    let mut responses = VecDeque::new();
-    encode(item, member, history, &mut responses)?;
-    Ok(responses.iter().try_for_each(|response| unary::append(out, |out| response.encode_raw(out))))
+/// Responses as they stand on the wire: each with its prefix.
+pub struct Out {
+    bytes: Vec<u8>,
+    /// The header of the events that were appended last, and of which revision it is: it is mostly the next ones' too.
+    header: Vec<u8>,
+    header_revision: Option<i64>,
 }
 
-/// Nearly all that is sent: no response is made, and each event is copied once.
-fn append_events(
-    delivery: &Delivery,
-    header: ResponseHeader,
-    history: &dyn History,
-    out: &mut Vec<u8>,
-) -> Result<Result<(), Status>, StorageError> {
-    let watch = &delivery.watcher.watch;
-    out.reserve(delivery.bytes + RESPONSE_OVERHEAD);
-    let mut failed = None;
-    let appended = unary::append(out, |out| {
-        prost::encoding::message::encode(HEADER, &header, out);
-        if watch.id != 0 {
-            prost::encoding::int64::encode(WATCH_ID, &watch.id, out);
+impl Out {
+    pub fn with_capacity(bytes: usize) -> Out {
+        Out { bytes: Vec::with_capacity(bytes), header: Vec::new(), header_revision: None }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes.into()
+    }
+
+    /// Appends what [`encode`] gives.
+    pub fn append(
+        &mut self,
+        item: Item,
+        member: &dyn Member,
+        history: &dyn History,
+    ) -> Result<Result<(), Status>, StorageError> {
+        if let Item::Events(delivery) = &item
+            && !delivery.watcher.watch.fragment
+            && !planted!(RevisionSplit)
+        {
+            return self.append_events(delivery, member, history);
         }
-        for event in delivery.events.iter() {
-            match watch.previous {
-                false => put_event(event.encoded(), out),
-                true => match event.encoded_with_previous(history) {
-                    Ok(event) => put_event(&event, out),
-                    Err(error) => failed = Some(error),
-                },
+        let mut responses = VecDeque::new();
+        encode(item, member, history, &mut responses)?;
+        let append = |response: &WatchResponse| unary::append(&mut self.bytes, |out| response.encode_raw(out));
+        Ok(responses.iter().try_for_each(append))
+    }
+
+    /// Nearly all that is sent: no response is made, and each event is copied once.
+    fn append_events(
+        &mut self,
+        delivery: &Delivery,
+        member: &dyn Member,
+        history: &dyn History,
+    ) -> Result<Result<(), Status>, StorageError> {
+        let watch = &delivery.watcher.watch;
+        if self.header_revision != Some(delivery.revision) {
+            self.header.clear();
+            prost::encoding::message::encode(HEADER, &member.header(delivery.revision), &mut self.header);
+            self.header_revision = Some(delivery.revision);
+        }
+        let mut failed = None;
+        let appended = unary::append(&mut self.bytes, |out| {
+            out.extend_from_slice(&self.header);
+            if watch.id != 0 {
+                prost::encoding::int64::encode(WATCH_ID, &watch.id, out);
             }
-        }
-    });
-    failed.map_or(Ok(appended), Err)
+            for event in delivery.events.iter() {
+                match watch.previous {
+                    false => put_event(event.encoded(), out),
+                    true => match event.encoded_with_previous(history) {
+                        Ok(event) => put_event(&event, out),
+                        Err(error) => failed = Some(error),
+                    },
+                }
+            }
+        });
+        failed.map_or(Ok(appended), Err)
+    }
 }
 
 fn put_event(event: &[u8], out: &mut Vec<u8>) {
@@ -156,8 +182,6 @@ fn fragments(mut response: WatchResponse, bytes_max: usize) -> Vec<WatchResponse
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn response(sizes: &[usize]) -> WatchResponse {

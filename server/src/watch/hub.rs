@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    iter,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -61,7 +62,8 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Synced {
-    ranges: RangeMap<BTreeMap<u64, Arc<Watcher>>>,
+    /// By the serials of stream and watcher.
+    ranges: RangeMap<BTreeMap<(u64, u64), Arc<Watcher>>>,
     count: usize,
     /// The synced watchers have been handed all up to this revision.
     position: i64,
@@ -83,7 +85,6 @@ pub struct Traffic {
 }
 
 /// The watches of one stream.
-#[derive(Default)]
 pub(super) struct Watches {
     pub outbox: Arc<Outbox>,
     state: Mutex<WatchesState>,
@@ -201,6 +202,12 @@ impl Drop for Hub {
 impl Shared {
     pub fn history(&self) -> &Arc<dyn History> {
         self.history.get().expect("a store is attached before anyone watches")
+    }
+
+    /// Those of a new stream: none yet.
+    pub fn watches(&self) -> Arc<Watches> {
+        let outbox = Arc::new(Outbox::new(self.serial.fetch_add(1, SeqCst)));
+        Arc::new(Watches { outbox, state: Mutex::default() })
     }
 
     pub fn readers(&self) -> &Semaphore {
@@ -376,7 +383,7 @@ impl Shared {
     fn join(&self, synced: &mut Synced, watcher: Arc<Watcher>) {
         assert!(watcher.next() > synced.position, "{} is delivered already", watcher.next());
         watcher.set_synced(true);
-        let before = synced.ranges.entry(&watcher.watch.range).insert(watcher.serial, watcher);
+        let before = synced.ranges.entry(&watcher.watch.range).insert(watcher.serials(), watcher);
         assert!(before.is_none(), "a watcher joins once");
         synced.count += 1;
         self.synced_count.store(synced.count, SeqCst);
@@ -390,7 +397,7 @@ impl Shared {
         watcher.set_synced(false);
         let range = &watcher.watch.range;
         let watchers = synced.ranges.find(range).expect("a synced watcher is found by its range");
-        watchers.remove(&watcher.serial).expect("a synced watcher is found by its range");
+        watchers.remove(&watcher.serials()).expect("a synced watcher is found by its range");
         if watchers.is_empty() {
             synced.ranges.remove(range);
         }
@@ -462,15 +469,18 @@ impl Synced {
         let events = batches.iter().flat_map(|batch| &batch.events).filter(|event| event.revision() >= from);
         for (slot, events) in self.ranges.matching(events, |event| event.event.kv.key.as_ref()) {
             let matched = Matched::new(events);
-            for watcher in self.ranges.get(slot).values() {
-                let delivery = matched.delivery(watcher, watcher.next(), None);
-                let is_full = delivery.is_some_and(|delivery| !watcher.outbox.offer(delivery));
-                if is_full && !planted!(EventsLostWhenStarved) {
-                    watcher.advance(from);
-                    full.push(watcher.clone());
-                }
+            let mut watchers = self.ranges.get(slot).values().peekable();
+            while let Some(first) = watchers.peek() {
+                let outbox = first.outbox.clone();
+                let of_stream = iter::from_fn(|| watchers.next_if(|next| Arc::ptr_eq(&next.outbox, &outbox)));
+                let deliveries = of_stream.filter_map(|watcher| matched.delivery(watcher, watcher.next(), None));
+                full.extend(outbox.offer(deliveries));
             }
         }
+        if planted!(EventsLostWhenStarved) {
+            full.clear();
+        }
+        full.iter().for_each(|watcher| watcher.advance(from));
         full
     }
 

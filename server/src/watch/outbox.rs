@@ -68,6 +68,8 @@ pub enum Taken {
 
 #[derive(Debug, Default)]
 pub struct Outbox {
+    /// In order of the streams: those of one are served together.
+    pub serial: u64,
     state: Mutex<State>,
     filled: Notify,
     emptied: Notify,
@@ -85,31 +87,57 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// Gives the item back where there is no room for it.
+    fn offer(&mut self, item: Item) -> Option<Item> {
+        let size = item.size();
+        if !self.closed && self.bytes > 0 && self.bytes + size > BYTES_MAX {
+            return Some(item);
+        }
+        if !self.closed {
+            self.bytes += size;
+            self.items.push_back(item);
+        }
+        None
+    }
+}
+
+impl Item {
+    /// About what it takes, in memory and on the wire.
+    pub fn size(&self) -> usize {
+        match self {
+            Item::Events(delivery) => delivery.bytes + ITEM_OVERHEAD,
+            _ => ITEM_OVERHEAD,
+        }
+    }
+}
+
 impl Outbox {
-    /// False when there is no room.
-    pub fn offer(&self, delivery: Delivery) -> bool {
-        let size = delivery.bytes + ITEM_OVERHEAD;
-        self.offer_item(Item::Events(delivery), size)
+    pub fn new(serial: u64) -> Outbox {
+        Outbox { serial, ..Outbox::default() }
     }
 
-    /// Progress that nobody waits for: false when there is no room.
-    pub fn offer_progress(&self, id: i64, revision: i64) -> bool {
-        self.offer_item(Item::Progress { id, revision }, ITEM_OVERHEAD)
-    }
-
-    fn offer_item(&self, item: Item, size: usize) -> bool {
-        let mut state = self.state.lock();
-        if state.closed {
-            return true;
+    /// Takes what there is room for; gives the watchers for whose events there was none.
+    pub fn offer(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Vec<Arc<Watcher>> {
+        let (mut refused, mut state) = (Vec::new(), self.state.lock());
+        let before = state.items.len();
+        for delivery in deliveries {
+            if let Some(Item::Events(delivery)) = state.offer(Item::Events(delivery)) {
+                refused.push(delivery.watcher);
+            }
         }
-        if state.bytes > 0 && state.bytes + size > BYTES_MAX {
-            return false;
-        }
-        state.bytes += size;
-        state.items.push_back(item);
+        let has_more = state.items.len() > before;
         drop(state);
+        if has_more {
+            self.filled.notify_one();
+        }
+        refused
+    }
+
+    /// Progress that nobody waits for: left out when there is no room.
+    pub fn offer_progress(&self, id: i64, revision: i64) {
+        drop(self.state.lock().offer(Item::Progress { id, revision }));
         self.filled.notify_one();
-        true
     }
 
     /// An answer to a request.

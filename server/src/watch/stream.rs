@@ -40,7 +40,7 @@ pub(super) fn open(
     leader_lost: impl Future<Output = ()> + Send + 'static,
     permission: impl Permission,
 ) -> Responses {
-    let (hub, watches) = (hub.shared(), Arc::new(Watches::default()));
+    let (hub, watches) = (hub.shared(), hub.shared().watches());
     hub.streams.fetch_add(1, Relaxed);
     let gone = CancellationToken::new();
     let receiver = Receiver { hub: hub.clone(), watches: watches.clone(), gone: gone.clone() };
@@ -214,28 +214,31 @@ impl Responses {
     }
 
     async fn next_encoded(&mut self) -> Result<Bytes, Status> {
-        let mut out = Vec::new();
-        loop {
-            while out.len() < TOGETHER_BYTES
-                && let Some(item) = self.take_item()
-            {
-                let history = self.hub.history().as_ref();
-                encode::append(item, self.member.as_ref(), history, &mut out).map_err(|error| self.fatal(&error))??;
-            }
-            if !out.is_empty() {
-                return Ok(out.into());
-            }
+        while self.items.is_empty() {
             self.fill().await?;
         }
+        let mut out = encode::Out::with_capacity(self.items.iter().map(Item::size).sum::<usize>().min(TOGETHER_BYTES));
+        while out.len() < TOGETHER_BYTES
+            && let Some(item) = self.take_item()
+        {
+            let history = self.hub.history().as_ref();
+            out.append(item, self.member.as_ref(), history).map_err(|error| self.fatal(&error))??;
+        }
+        Ok(out.into_bytes())
     }
 
     fn take_item(&mut self) -> Option<Item> {
         let item = self.items.pop_front();
         if let Some(Item::Events(delivery)) = &item {
             delivery.watcher.sent_events();
-            self.hub.events.fetch_add(delivery.events.len() as u64, Relaxed);
         }
         item
+    }
+
+    fn take_in(&mut self, items: VecDeque<Item>) {
+        let events = |item: &Item| if let Item::Events(delivery) = item { delivery.events.len() } else { 0 };
+        self.hub.events.fetch_add(items.iter().map(events).sum::<usize>() as u64, Relaxed);
+        self.items = items;
     }
 
     /// Gets what comes next, when there are no items. Those who wait for it look again.
@@ -243,13 +246,14 @@ impl Responses {
         if self.serve_lagging && !self.lagging.is_empty() {
             self.serve_lagging = false;
             let deliveries = catch_up::catch_up(&self.hub, &self.watches, &mut self.lagging).await;
-            self.items.extend(deliveries.map_err(|error| self.fatal(&error))?.into_iter().map(Item::Events));
+            let deliveries = deliveries.map_err(|error| self.fatal(&error))?;
+            self.take_in(deliveries.into_iter().map(Item::Events).collect());
             return Ok(());
         }
         match self.watches.outbox.take() {
             Taken::Ended(status) => return Err(status),
             Taken::Items { items, mut lagging } => {
-                self.items = items;
+                self.take_in(items);
                 self.lagging.append(&mut lagging);
                 self.serve_lagging = true;
             }

@@ -71,6 +71,11 @@ impl Watcher {
         Arc::new(Watcher { serial, watch, outbox, next, state: SyncState::default(), active })
     }
 
+    /// Of its stream, and its own.
+    pub fn serials(&self) -> (u64, u64) {
+        (self.outbox.serial, self.serial)
+    }
+
     pub fn next(&self) -> i64 {
         self.next.load(SeqCst)
     }

@@ -176,8 +176,8 @@ async fn progress_comes_by_itself_to_watches_without_events_that_asked_for_it() 
 #[tokio::test]
 async fn an_event_stands_for_the_next_progress() {
     let (hub, history) = hub_at(0);
-    let watches = Arc::new(crate::watch::hub::Watches::default());
     let shared = hub.shared();
+    let watches = shared.watches();
     let watch = crate::watch::watcher::Watch {
         id: 0,
         range: KeyRange::all(),
