@@ -20,7 +20,7 @@ const PAUSE_MAX: u32 = 6;
 /// Ends with Raft.
 pub async fn pace(raft: Raft, config: Arc<openraft::Config>) {
     let elections = raft.runtime_config();
-    let mut metrics = raft.metrics();
+    let mut metrics = raft.server_metrics();
     let mut vote = metrics.borrow_watched().vote;
     // Votes, one after another, of which none made a leader.
     let mut in_vain = 0;

@@ -14,7 +14,11 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{
+    StreamExt,
+    future::Either,
+    stream::{self, FuturesUnordered},
+};
 use openraft::errors::{ClientWriteError, Fatal};
 use proto::{
     command::Outcome,
@@ -102,31 +106,42 @@ impl Proposer {
                 ((command, sender), fate)
             })
             .unzip();
-        write(&self.raft, batch).await;
+        write(&self.raft, batch).await.await;
         futures::future::join_all(fates).await.into_iter().map(|fate| fate.unwrap_or(Fate::Unknown)).collect()
     }
 }
 
 async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::new();
-    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+    let (mut batch, mut answers) = (Vec::new(), FuturesUnordered::new());
+    loop {
+        tokio::select! {
+            biased;
+            Some(()) = answers.next() => continue,
+            count = queue.recv_many(&mut batch, BATCH_MAX) => if count == 0 {
+                break;
+            },
+        }
         let batch = std::mem::take(&mut batch);
         match leadership.leader() {
-            Some((leader, _)) if leader == leadership.member() => write(&raft, batch).await,
+            Some((leader, _)) if leader == leadership.member() => {
+                let answer = write(&raft, batch).await;
+                answers.push(Either::Left(answer));
+            }
             Some((leader, peer)) => {
                 let mut client = peers.forwarding(leader, &peer);
-                host::spawn(async move {
+                answers.push(Either::Right(async move {
                     let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
                     let response = client.propose(peer::ProposeRequest { commands }).await;
                     let mut results = response.map(|r| r.into_inner().results).unwrap_or_default().into_iter();
                     for sender in senders {
                         drop(sender.send(fate_of(results.next())));
                     }
-                });
+                }));
             }
             None => batch.into_iter().for_each(|(_, sender)| drop(sender.send(Fate::NotProposed))),
         }
     }
+    while answers.next().await.is_some() {}
 }
 
 fn fate_of(result: Option<peer::propose_response::Result>) -> Fate {
@@ -139,19 +154,17 @@ fn fate_of(result: Option<peer::propose_response::Result>) -> Fate {
     }
 }
 
-/// Hands a batch to Raft; the answers come when it is applied.
-async fn write(raft: &Raft, batch: Vec<Waiting>) {
+/// Hands a batch to Raft. What is returned gives the answers, which come when it is applied.
+async fn write(raft: &Raft, batch: Vec<Waiting>) -> impl Future<Output = ()> + Send + use<> {
     let (commands, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(command, s)| (Command(command), s)).unzip();
-    match raft.client_write_many(commands).await {
-        Ok(mut results) => {
-            host::spawn(async move {
-                for sender in senders {
-                    // Who asked may have gone.
-                    drop(sender.send(fate(results.next().await)));
-                }
-            });
+    let results = raft.client_write_many(commands).await;
+    async move {
+        // Without results it is not known what became of any.
+        let mut results = results.map_or_else(|_| stream::empty().left_stream(), StreamExt::right_stream);
+        for sender in senders {
+            // Who asked may have gone.
+            drop(sender.send(fate(results.next().await)));
         }
-        Err(_) => senders.into_iter().for_each(|sender| drop(sender.send(Fate::Unknown))),
     }
 }
 

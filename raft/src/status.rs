@@ -55,7 +55,7 @@ impl Leadership {
         mut removed: watch::Receiver<bool>,
         mut failure: watch::Receiver<Option<String>>,
     ) -> Self {
-        let mut raft_metrics = raft.metrics();
+        let (mut raft_metrics, mut roles_changed) = (raft.metrics(), raft.server_metrics());
         let now = status_of(&raft_metrics.borrow_watched(), election_timeout);
         let standing = Arc::new(Shared(AtomicU64::new(0)));
         standing.set(Standing::from(&now));
@@ -64,10 +64,15 @@ impl Leadership {
         host::spawn(async move {
             let mut ticks = tokio::time::interval(election_timeout / 4);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
+            // Everything changes with each entry, roles seldom; and these are told of just before everything is.
+            let (mut is_told_all, mut has_ended) = (false, false);
+            while !has_ended {
                 // The isolation of a leader is no change that Raft tells of.
                 tokio::select! {
-                    changed = raft_metrics.changed() => if changed.is_err() { return },
+                    changed = roles_changed.changed() => (is_told_all, has_ended) = (false, changed.is_err()),
+                    changed = raft_metrics.changed(), if !is_told_all => {
+                        (is_told_all, has_ended) = (true, changed.is_err());
+                    }
                     // Whoever told it may have ended; the ticks go on.
                     Ok(()) = removed.changed() => {}
                     Ok(()) = failure.changed() => {}
