@@ -30,7 +30,7 @@ pub struct Options {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "put:1,put:100,put:1000,get:1000,kube-update:300,list:4,lease:1000"
+        default_value = "put:1,put:100,put:1000,get:1000,kube-update:300,list:4,kube-page:4,watch:1000,lease:1000"
     )]
     workloads: Vec<Spec>,
     #[command(flatten)]
@@ -83,8 +83,8 @@ pub async fn on_echo(
     connections: Option<usize>,
     times: Times,
 ) -> anyhow::Result<Option<Measured>> {
-    let Some(value_size) = spec.kind.echoed(shape) else { return Ok(None) };
-    let server = Process::start(port, value_size, shape.keys)?;
+    let Some((value_size, keys)) = spec.kind.echoed(shape) else { return Ok(None) };
+    let server = Process::start(port, value_size, keys)?;
     let settings = Settings {
         connections: connections.unwrap_or_else(|| spec.connections(1)),
         endpoints: vec![format!("http://127.0.0.1:{port}")],

@@ -3,26 +3,47 @@
 //!
 //! It is run as Pintle runs: the same allocator, as many worker threads, the same windows.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    future::ready,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, Empty},
+};
+use prost::Message as _;
 use proto::{
     etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
         LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse,
         LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest,
-        TxnResponse,
+        TxnResponse, WatchRequest,
         kv_server::{Kv, KvServer},
         lease_server::{Lease, LeaseServer},
         response_op::Response::ResponsePut,
+        watch_request::RequestUnion,
     },
-    mvccpb::KeyValue,
+    mvccpb::{Event, KeyValue},
+    raw::{
+        WatchResponse,
+        watch_server::{Watch, WatchServer},
+    },
 };
-use tokio::net::TcpListener;
-use tokio_stream::{Empty, Stream, StreamExt, wrappers::TcpListenerStream};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, mpsc},
+};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::workload;
@@ -64,7 +85,8 @@ pub async fn serve(listener: TcpListener, echo: Echo, tuned: impl FnOnce(Server)
         .map(|socket| socket.and_then(|socket| socket.set_nodelay(true).map(|()| socket)));
     tuned(server)
         .add_service(KvServer::new(echo.clone()))
-        .add_service(LeaseServer::new(echo))
+        .add_service(LeaseServer::new(echo.clone()))
+        .add_service(WatchServer::new(echo))
         .serve_with_incoming(incoming)
         .await?;
     Ok(())
@@ -74,17 +96,30 @@ pub async fn serve(listener: TcpListener, echo: Echo, tuned: impl FnOnce(Server)
 pub struct Echo {
     value: Bytes,
     keys: usize,
+    /// The streams of watchers. A put is answered when each has room for its event.
+    watched: Arc<Mutex<Vec<mpsc::Sender<Bytes>>>>,
 }
 
 impl Echo {
     pub fn new(value_size: usize, keys: usize) -> Echo {
-        Echo { value: workload::value(value_size), keys }
+        Echo { value: workload::value(value_size), keys, watched: Arc::default() }
     }
 
     fn pair(&self, key: Bytes) -> KeyValue {
         let value = self.value.clone();
         KeyValue { key, value, create_revision: 1_000_000, mod_revision: 1_000_001, version: 2, ..Default::default() }
     }
+}
+
+/// Digits of a place among the keys, which the last key of a page ends with.
+const PLACE: usize = 10;
+/// Events that wait for a stream of watchers.
+const EVENTS_AHEAD: usize = 16;
+
+/// Which place a page begins at: behind the key that the one before ended with.
+fn place(key: &[u8]) -> usize {
+    let digits = key.strip_suffix(b"\0").and_then(|key| key.last_chunk::<PLACE>());
+    digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(0)
 }
 
 /// As long as those of a server that has run for a while.
@@ -97,15 +132,18 @@ fn header() -> Option<ResponseHeader> {
 impl Kv for Echo {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
-        let kvs: Vec<KeyValue> = if request.range_end.is_empty() {
-            vec![self.pair(request.key)]
-        } else {
-            let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-            (0..self.keys.min(limit)).map(|_| self.pair(request.key.clone())).collect()
-        };
-        let count = if request.range_end.is_empty() { 1 } else { self.keys };
-        let more = kvs.len() < count;
-        Ok(Response::new(RangeResponse { header: header(), kvs, count: count as i64, more }))
+        if request.range_end.is_empty() {
+            let kvs = vec![self.pair(request.key)];
+            return Ok(Response::new(RangeResponse { header: header(), kvs, count: 1, more: false }));
+        }
+        let from = place(&request.key);
+        let left = self.keys.saturating_sub(from);
+        let page = usize::try_from(request.limit).ok().filter(|limit| (1..left).contains(limit)).unwrap_or(left);
+        let mut kvs: Vec<KeyValue> = (0..page).map(|_| self.pair(request.key.clone())).collect();
+        if let Some(last) = kvs.last_mut().filter(|_| page < left) {
+            last.key = [&request.key[..], format!("{:0PLACE$}", from + page).as_bytes()].concat().into();
+        }
+        Ok(Response::new(RangeResponse { header: header(), kvs, count: left as i64, more: page < left }))
     }
 
     type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
@@ -115,10 +153,23 @@ impl Kv for Echo {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        match request.get_ref().key.is_empty() {
-            true => Err(Status::invalid_argument("etcdserver: key is not provided")),
-            false => Ok(Response::new(PutResponse { header: header(), prev_kv: None })),
+        let PutRequest { key, value, .. } = request.into_inner();
+        if key.is_empty() {
+            return Err(Status::invalid_argument("etcdserver: key is not provided"));
         }
+        let mut watched = self.watched.lock().await;
+        if !watched.is_empty() {
+            let event = Event { kv: Some(KeyValue { value, ..self.pair(key) }), ..Default::default() };
+            let event = Bytes::from(event.encode_to_vec());
+            let mut open = Vec::with_capacity(watched.len());
+            for stream in watched.drain(..) {
+                if stream.send(event.clone()).await.is_ok() {
+                    open.push(stream);
+                }
+            }
+            *watched = open;
+        }
+        Ok(Response::new(PutResponse { header: header(), prev_kv: None }))
     }
 
     async fn delete_range(
@@ -137,6 +188,31 @@ impl Kv for Echo {
 
     async fn compact(&self, _request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         Ok(Response::new(CompactionResponse { header: header() }))
+    }
+}
+
+#[tonic::async_trait]
+impl Watch for Echo {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    /// Every watch is told of every put.
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        self.watched.lock().await.push(sender);
+        let watches = Arc::new(AtomicI64::new(0));
+        let counted = watches.clone();
+        let response = |watch_id| WatchResponse { header: header(), watch_id, ..Default::default() };
+        let answers = request.into_inner().filter_map(move |request| {
+            let is_create =
+                matches!(&request, Ok(WatchRequest { request_union: Some(RequestUnion::CreateRequest(_)) }));
+            let created = is_create.then(|| counted.fetch_add(1, Ordering::Relaxed));
+            ready(created.map(|id| Ok(WatchResponse { created: true, ..response(id) })))
+        });
+        let told = ReceiverStream::new(events).flat_map(move |event| {
+            let watches = 0..watches.load(Ordering::Relaxed);
+            stream::iter(watches.map(move |id| Ok(WatchResponse { events: vec![event.clone()], ..response(id) })))
+        });
+        Ok(Response::new(Box::pin(stream::select(answers, told))))
     }
 }
 
@@ -259,6 +335,18 @@ mod tests {
         assert!(measured.is_err());
         let measured = run(&settings, || Box::new(workload::kv::List::new("/", 500)), 5).await;
         assert!(measured.operations > 5 && measured.error_count() == 0, "{measured}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn watchers_are_told_of_every_put_and_pages_follow_each_other() {
+        let url = narrow(100, 1000).await;
+        let mut settings = settings(&url, None);
+        settings.shape.objects = 1000;
+        for workload in ["watch:6", "kube-page:2"] {
+            let spec = workload.parse::<Spec>().unwrap();
+            let measured = workload::run_unfilled(&spec, &settings).await.unwrap();
+            assert!(measured.operations > 20 && measured.error_count() == 0, "{workload}: {measured}");
+        }
     }
 
     struct Nothing;

@@ -133,14 +133,17 @@ impl Kind {
         matches!(self, Kind::Put { .. })
     }
 
-    /// The size of the values that an echo server has to answer; `None` where made-up answers would be wrong.
-    pub fn echoed(self, shape: &Shape) -> Option<usize> {
+    /// The size of the values that an echo server has to answer, and how many; `None` where made-up answers would be
+    /// wrong.
+    pub fn echoed(self, shape: &Shape) -> Option<(usize, usize)> {
+        let objects = shape.value_size.max(OBJECT_BYTES);
         match self {
-            Kind::Put { .. } | Kind::TxnPut | Kind::Get { .. } | Kind::Range => Some(shape.value_size),
-            Kind::List | Kind::KubeUpdate | Kind::KubeLease | Kind::KubeEvents => {
-                Some(shape.value_size.max(OBJECT_BYTES))
+            Kind::Put { .. } | Kind::TxnPut | Kind::Get { .. } | Kind::Range | Kind::Watch => {
+                Some((shape.value_size, shape.keys))
             }
-            Kind::Lease => Some(0),
+            Kind::List | Kind::KubeUpdate | Kind::KubeLease | Kind::KubeEvents => Some((objects, shape.keys)),
+            Kind::KubePage => Some((objects, shape.objects)),
+            Kind::Lease => Some((0, shape.keys)),
             _ => None,
         }
     }
@@ -198,15 +201,24 @@ pub async fn run(spec: &Spec, settings: &Settings) -> anyhow::Result<Measured> {
         let options = fill::Options { first: 0, keys, value_size, batch: 64, clients: 16, prefix };
         history = fill::fill(&fill::connect(&settings.endpoints, 4).await?, &options).await?.revisions;
     }
-    if spec.kind == Kind::Watch {
-        return fanout::run(spec.clients, settings, &prefix).await;
-    }
-    drive::run(settings, clients(spec, shape, &prefix, history)).await
+    run_on(spec, settings, &prefix, history).await
 }
 
 /// Runs a workload against a server that answers as if all keys were there.
 pub async fn run_unfilled(spec: &Spec, settings: &Settings) -> anyhow::Result<Measured> {
-    drive::run(settings, clients(spec, &settings.shape, &spec.kind.prefix(spec), 0..=0)).await
+    run_on(spec, settings, &spec.kind.prefix(spec), 0..=0).await
+}
+
+async fn run_on(
+    spec: &Spec,
+    settings: &Settings,
+    prefix: &str,
+    history: RangeInclusive<i64>,
+) -> anyhow::Result<Measured> {
+    if spec.kind == Kind::Watch {
+        return fanout::run(spec.clients, settings, prefix).await;
+    }
+    drive::run(settings, clients(spec, &settings.shape, prefix, history)).await
 }
 
 fn clients(spec: &Spec, shape: &Shape, prefix: &str, history: RangeInclusive<i64>) -> Vec<Box<dyn Client>> {
