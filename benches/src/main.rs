@@ -63,7 +63,7 @@ enum Command {
     Compare(compare::Options),
     /// Measures what gRPC alone and the disk alone can do.
     Ceilings(ceilings::Options),
-    /// Serves KV and Lease with answers made up, to see what gRPC alone takes.
+    /// Serves KV, Lease and Watch with answers made up, to see what gRPC alone takes.
     Echo(echo::Options),
     /// Puts and gets in a large store: beside compactions, beside snapshots, and as it grows.
     Scale(scale::Options),

@@ -64,14 +64,15 @@ impl Leadership {
         host::spawn(async move {
             let mut ticks = tokio::time::interval(election_timeout / 4);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            // Everything changes with each entry, roles seldom; and these are told of just before everything is.
-            let (mut is_told_all, mut has_ended) = (false, false);
+            // Everything changes with each entry, and is followed only where it matters: behind a change of roles, which
+            // is told of just before everything is, and while an isolated leader waits to hear of the others.
+            let (mut follows_all, mut has_ended) = (true, false);
             while !has_ended {
                 // The isolation of a leader is no change that Raft tells of.
                 tokio::select! {
-                    changed = roles_changed.changed() => (is_told_all, has_ended) = (false, changed.is_err()),
-                    changed = raft_metrics.changed(), if !is_told_all => {
-                        (is_told_all, has_ended) = (true, changed.is_err());
+                    changed = roles_changed.changed() => (follows_all, has_ended) = (true, changed.is_err()),
+                    changed = raft_metrics.changed(), if follows_all => {
+                        (follows_all, has_ended) = (false, changed.is_err());
                     }
                     // Whoever told it may have ended; the ticks go on.
                     Ok(()) = removed.changed() => {}
@@ -79,7 +80,12 @@ impl Leadership {
                     _ = ticks.tick() => {}
                 }
                 let is_removed = *removed.borrow_and_update();
-                let mut now = Status { is_removed, ..status_of(&raft_metrics.borrow_and_update(), election_timeout) };
+                let mut now = {
+                    let metrics = raft_metrics.borrow_and_update();
+                    let now = Status { is_removed, ..status_of(&metrics, election_timeout) };
+                    follows_all |= metrics.state == ServerState::Leader && !now.is_leader;
+                    now
+                };
                 now.fatal = failure.borrow_and_update().clone().or(now.fatal);
                 let is_stopped = now.fatal.is_some();
                 sender.send_if_modified(|status| {
