@@ -44,7 +44,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{interval, sleep},
 };
 
 pub use progress::PROGRESS_KEY;
@@ -331,11 +331,15 @@ impl Mirror {
     /// Replays what the source does; up to a revision, where one is given.
     async fn follow(&self, running: &mut Running, until: Option<i64>) -> Result<()> {
         let mut poll = interval(POLL_INTERVAL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while until.is_none_or(|until| running.way.revision() < until) {
             tokio::select! {
                 biased;
-                _ = poll.tick() => self.poll(running).await?,
+                _ = poll.tick() => {
+                    let begin = Instant::now();
+                    self.poll(running).await?;
+                    // A source that answers slowly is not asked all the time.
+                    poll.reset_after(begin.elapsed().max(POLL_INTERVAL));
+                }
                 response = running.watcher.next() => match response {
                     Ok(response) => {
                         for changes in response.events.chunk_by(|a, b| replay::revision(a) == replay::revision(b)) {

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
 };
 
@@ -22,7 +22,11 @@ use client::{
         watch_server::{Watch, WatchServer},
     },
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_stream::{
     Stream, StreamExt as _,
     wrappers::{ReceiverStream, TcpListenerStream},
@@ -38,6 +42,8 @@ pub enum Act {
     SendUpTo(i64),
     /// Ends the stream so.
     Fail(Status),
+    /// Waits for the test.
+    Await(oneshot::Receiver<()>),
     /// Leaves the stream open, with nothing more in it.
     Hold,
 }
@@ -55,8 +61,11 @@ struct State {
     refusal: Mutex<Option<Status>>,
     hangs: AtomicBool,
     puts: AtomicUsize,
+    txns: AtomicI64,
     gets: AtomicUsize,
     renewals: Arc<AtomicUsize>,
+    lease_lists: AtomicUsize,
+    lease_lists_asked: tokio::sync::watch::Sender<usize>,
     lease_streams: AtomicUsize,
     lease_requests: tokio::sync::watch::Sender<usize>,
     watch_streams: AtomicUsize,
@@ -145,6 +154,17 @@ impl Fake {
     pub async fn renewals_asked(&self, count: usize) {
         let mut requests = self.state.lease_requests.subscribe();
         requests.wait_for(|requests| *requests >= count).await.expect("the server is there");
+    }
+
+    /// The leases, which are none, are listed so many times; then there is no answer.
+    pub fn list_leases(&self, count: usize) {
+        self.state.lease_lists.store(count, Ordering::SeqCst);
+    }
+
+    /// Returns once the leases were asked for so many times.
+    pub async fn lease_lists_asked(&self, count: usize) {
+        let mut asked = self.state.lease_lists_asked.subscribe();
+        asked.wait_for(|asked| *asked >= count).await.expect("the server is there");
     }
 
     /// This many keep-alives are answered, with a TTL of a second; the others are not.
@@ -262,6 +282,7 @@ async fn play(script: Vec<Act>, create: WatchCreateRequest, sender: mpsc::Sender
             Act::Fail(status) => {
                 let _ = sender.send(Err(status)).await;
             }
+            Act::Await(signal) => signal.await.expect("the test gives it"),
             Act::Hold => sender.closed().await,
         }
     }
@@ -294,8 +315,11 @@ impl Kv for State {
         Err(Status::unimplemented("not in this test"))
     }
 
+    /// Each is a revision.
     async fn txn(&self, _: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        let revision = self.txns.fetch_add(1, Ordering::SeqCst) + 1;
+        let header = Some(ResponseHeader { revision, ..Default::default() });
+        Ok(Response::new(pb::TxnResponse { header, succeeded: true, ..Default::default() }))
     }
 
     async fn compact(&self, _: Request<pb::CompactionRequest>) -> Result<Response<pb::CompactionResponse>, Status> {
@@ -345,7 +369,12 @@ impl Lease for State {
         &self,
         _: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        self.lease_lists_asked.send_modify(|asked| *asked += 1);
+        let take_one = |left: usize| left.checked_sub(1);
+        if self.lease_lists.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one).is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.answer().await
     }
 }
 

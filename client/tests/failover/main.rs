@@ -5,9 +5,10 @@ mod fake;
 use std::time::{Duration, Instant};
 
 use client::{
-    Balance, Client, Credentials, Error, EtcdError, Get, LeaseId, Options, Put, Watch, mvccpb::Event, pb::WatchResponse,
+    Balance, Client, Credentials, Error, EtcdError, Get, LeaseId, Options, Put, Watch, mirror, mvccpb::Event,
+    pb::WatchResponse,
 };
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 use tonic::{Code, Status};
 
 use crate::fake::{Act, Fake, canceled, created, events};
@@ -382,4 +383,27 @@ async fn what_waits_can_wait_in_a_task_of_its_own() {
     let mirror = client::mirror::Mirror::new(client.clone(), client.clone(), Default::default());
     is_send(mirror.run());
     is_send(mirror.cut_over(Duration::ZERO));
+}
+
+#[tokio::test]
+async fn a_mirror_goes_on_while_its_source_does_not_list_leases() {
+    let (happen, happens) = oneshot::channel();
+    let nothing = || vec![Act::Send(created(0)), Act::Hold];
+    let changes = vec![Act::Send(created(0)), Act::Await(happens), Act::Send(events(1, &[1])), Act::Hold];
+    let source = Fake::start([nothing(), changes]).await;
+    let destination = Fake::start([nothing()]).await;
+    source.list_leases(1);
+    destination.list_leases(1);
+    let options = mirror::Options { keep_revisions: true, ..Default::default() };
+    let mirror = mirror::Mirror::new(client(&[source.url()]), client(&[destination.url()]), options);
+    let mut status = mirror.status();
+    let mirrored = async {
+        source.lease_lists_asked(2).await;
+        happen.send(()).unwrap();
+        status.wait_for(|status| status.mirrored_revision == 1).await.unwrap();
+    };
+    tokio::select! {
+        ended = mirror.run() => panic!("{ended:?}"),
+        done = timeout(Duration::from_secs(30), mirrored) => done.unwrap(),
+    }
 }
