@@ -230,7 +230,7 @@ impl Mirror {
         let (cluster, revision) = self.patient(|| header(&self.source)).await?;
         self.status.send_modify(|status| status.heard_of(revision));
         let mut way = if self.options.keep_revisions {
-            Way::SameRevisions(self.continue_import(revision).await?)
+            Way::SameRevisions(self.begin_import(revision).await?)
         } else {
             Way::Recorded(self.begin_record(cluster, revision).await?)
         };
@@ -238,6 +238,9 @@ impl Mirror {
         // Before all that takes long, so that none runs out meanwhile.
         while let Err(failure) = leases.adopt(way.revision()).await {
             self.wait_out(failure).await?;
+        }
+        if let Way::SameRevisions(kept) = &way {
+            self.check_import(kept.revision).await?;
         }
         let watcher = self.catch_up(&mut way, &mut leases).await?;
         Ok(Running { way, leases, watcher })
@@ -280,18 +283,25 @@ impl Mirror {
         Ok(Record::new(cluster))
     }
 
-    /// The destination is what the source was at the destination's revision.
-    async fn continue_import(&self, source_revision: i64) -> Result<Kept> {
+    /// The destination's revision is one that the source has had.
+    async fn begin_import(&self, source_revision: i64) -> Result<Kept> {
         let (_, revision) = self.to_destination(|| header(&self.destination)).await?;
-        let refused = |reason: String| Failure::Refused(format!("--keep-revisions: {reason}"));
         if revision > source_revision {
-            let reason = format!("the destination is at revision {revision}, the source only at {source_revision}");
-            return Err(refused(reason));
+            let reason = format!(
+                "--keep-revisions: the destination is at revision {revision}, the source only at {source_revision}"
+            );
+            return Err(Failure::Refused(reason));
         }
+        Ok(Kept { revision })
+    }
+
+    /// The destination is what the source was at the destination's revision.
+    async fn check_import(&self, revision: i64) -> Result<()> {
         match self.last_change_differs(revision).await? {
-            None => Ok(Kept { revision }),
-            Some(difference) => Err(refused(format!(
-                "the destination is not what the source was at revision {revision}: {difference}; import a new snapshot"
+            None => Ok(()),
+            Some(difference) => Err(Failure::Refused(format!(
+                "--keep-revisions: the destination is not what the source was at revision {revision}: {difference}; \
+                 import a new snapshot"
             ))),
         }
     }
@@ -412,8 +422,8 @@ impl Mirror {
     }
 }
 
-/// The cluster, and its revision.
+/// The cluster, and its revision. One key is asked for: where all are counted, a large store takes seconds.
 async fn header(client: &Client) -> crate::Result<(u64, i64)> {
-    let header = client.get(Get::all().count_only()).await?.header.unwrap_or_default();
+    let header = client.get(Get::key(PROGRESS_KEY).count_only()).await?.header.unwrap_or_default();
     Ok((header.cluster_id, header.revision))
 }

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
 
-use super::{Failure, Mirror, PROGRESS_KEY, Phase, Result, Way, copy::Pages, header, progress::hex};
-use crate::{Client, Error, EtcdError, Get, mvccpb::KeyValue, pb::HashKvResponse};
+use super::{Failure, Mirror, POLL_INTERVAL, PROGRESS_KEY, Phase, Result, Way, copy::Pages, header, progress::hex};
+use crate::{
+    Client, Error, EtcdError, Get, Watch,
+    mvccpb::{KeyValue, event::EventType},
+    pb::HashKvResponse,
+};
 
 const FIRST: Bytes = Bytes::from_static(b"\0");
 
@@ -49,8 +54,7 @@ impl Mirror {
     /// Compares both stores. The source's revision was `revision` when all of it was mirrored.
     pub(super) async fn verify(&self, way: &Way, revision: i64) -> Result<Verdict> {
         let (_, destination_revision) = self.to_destination(|| header(&self.destination)).await?;
-        let count = Get::all().revision(revision).count_only();
-        let keys = self.patient(|| self.source.get(count.clone())).await?.count;
+        let keys = self.patient(|| count(&self.source, revision)).await?;
         let mut verdict = Verdict {
             source_revision: revision,
             destination_revision,
@@ -152,28 +156,55 @@ impl Mirror {
 
     /// What differs in the keys that were changed at the destination's revision, which is to be one of the source's.
     pub(super) async fn last_change_differs(&self, revision: i64) -> Result<Option<String>> {
-        let changed = Get::all().revision(revision).min_mod_revision(revision);
-        let count = Get::all().revision(revision).count_only();
-        let [source, destination] =
-            [&self.source, &self.destination].map(|client| client.with_request_timeout(WHOLE_STORE_TIMEOUT));
-        let at_source = async |get: &Get| match self.patient(|| source.get(get.clone())).await {
-            Err(Failure::Source(Error::Etcd(EtcdError::Compacted))) => Err(Failure::Refused(format!(
-                "--keep-revisions: the source has compacted revision {revision}, which the destination has; import a new \
-                 snapshot"
-            ))),
-            answer => answer,
+        let at_source = || async { Ok((put_at(&self.source, revision).await?, count(&self.source, revision).await?)) };
+        let (at_source, source_count) = match self.patient(at_source).await {
+            Err(Failure::Source(Error::Etcd(EtcdError::Compacted) | Error::WatchCompacted { .. })) => {
+                return Err(Failure::Refused(format!(
+                    "--keep-revisions: the source has compacted revision {revision}, which the destination has; import a \
+                     new snapshot"
+                )));
+            }
+            answer => answer?,
         };
-        let (at_source, source_count) = (at_source(&changed).await?, at_source(&count).await?.count);
-        let there = self.to_destination(|| destination.get(changed.clone())).await?;
-        let there_count = self.to_destination(|| destination.get(count.clone())).await?.count;
+        let there = self.to_destination(|| put_at(&self.destination, revision)).await?;
+        let there_count = self.to_destination(|| count(&self.destination, revision)).await?;
         Ok(if source_count != there_count {
             Some(format!("the source had {source_count} keys, the destination has {there_count}"))
-        } else if at_source.kvs != there.kvs {
+        } else if at_source != there {
             Some("other keys were changed then".to_string())
         } else {
             None
         })
     }
+}
+
+/// How many keys there were.
+async fn count(client: &Client, revision: i64) -> crate::Result<i64> {
+    let client = client.with_request_timeout(WHOLE_STORE_TIMEOUT);
+    Ok(client.get(Get::all().revision(revision).count_only()).await?.count)
+}
+
+/// What was put at this revision, in the order of keys.
+///
+/// A watch tells it at once, whereas etcd reads the values of all keys into its memory for a list by revisions. Only where
+/// nothing is left of the newest revision, since it was a deletion and is compacted, a watch has nothing to tell.
+async fn put_at(client: &Client, revision: i64) -> crate::Result<Vec<KeyValue>> {
+    let mut watcher = client.watch(Watch::all().from_revision(revision).on_its_own_stream()).await?;
+    let events = loop {
+        // etcd leaves it unanswered while the watch is behind.
+        watcher.request_progress();
+        if let Ok(response) = timeout(POLL_INTERVAL, watcher.next()).await {
+            break response?.events;
+        }
+    };
+    if events.is_empty() {
+        let put_then = Get::all().revision(revision).min_mod_revision(revision);
+        return Ok(client.with_request_timeout(WHOLE_STORE_TIMEOUT).get(put_then).await?.kvs);
+    }
+    let put = events.into_iter().filter(|event| event.r#type() == EventType::Put).filter_map(|event| event.kv);
+    let mut put: Vec<KeyValue> = put.filter(|kv| kv.mod_revision == revision).collect();
+    put.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Ok(put)
 }
 
 struct Reader {
@@ -218,7 +249,7 @@ async fn hash_kv(client: &Client, revision: i64) -> crate::Result<HashKvResponse
         let member = client.at(&endpoint)?;
         let hash = async {
             // A linearizable read ends when the member has caught up.
-            member.get(Get::all().count_only()).await?;
+            header(&member).await?;
             member.with_request_timeout(WHOLE_STORE_TIMEOUT).hash_kv(&endpoint, revision).await
         };
         match hash.await {

@@ -185,8 +185,12 @@ async fn change(client: &Client, key: String, round: u64, lease: LeaseId) -> cli
 
 /// Until the destination has as many changes as this.
 async fn moved_on(destination: &Client, by: i64) {
+    let now = destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    moved_on_to(destination, now + by).await;
+}
+
+async fn moved_on_to(destination: &Client, wanted: i64) {
     let revision = async || destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
-    let wanted = revision().await + by;
     let deadline = Instant::now() + SOON;
     while revision().await < wanted {
         assert!(Instant::now() < deadline, "the mirror does not go on");
@@ -260,11 +264,15 @@ async fn an_import_goes_on_with_the_revisions_of_its_source() {
     destination.import(0, &snapshot(&source).await);
     // The source does not wait for the import.
     let writer = Writer::start(from.clone());
-    let destination = destination.run().await;
     moved_on(&from, 50).await;
     writer.stop().await;
-
     let flags = [&LONG_LEASES[..], &["--keep-revisions"]].concat();
+    // It waits for the destination, so that no lease is without it there.
+    let mirror = Mirror::start(&source, &destination, &flags);
+    let destination = destination.run().await;
+    moved_on_to(&destination.client(), revision + 1).await;
+    drop(mirror);
+
     write_and_mirror(&mut source, &destination, &flags).await;
     let to = destination.client();
     // Compacted at the source, but not there: the cut-over does what is missing.
