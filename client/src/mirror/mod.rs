@@ -52,7 +52,7 @@ use progress::Record;
 use replay::{Kept, Way};
 pub use verify::Verdict;
 
-use crate::{Client, Error, EtcdError, Get, Watch, Watcher, mirror::leases::Leases};
+use crate::{Client, Error, EtcdError, Get, Watch, Watcher, mirror::leases::Leases, mvccpb::event::EventType};
 
 /// How often the source is asked for its revision and leases.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -109,6 +109,8 @@ pub enum Phase {
     },
     /// What the source does is replayed.
     Following,
+    /// Both stores make their HashKV, for which they read all they have.
+    Hashing,
     /// Everything is compared.
     Verifying {
         /// How many keys were compared until now.
@@ -175,6 +177,8 @@ struct Running {
     way: Way,
     leases: Leases,
     watcher: Watcher,
+    /// The last revision that did something else than delete.
+    last_put: i64,
 }
 
 impl Mirror {
@@ -200,7 +204,8 @@ impl Mirror {
     }
 
     /// Mirrors until the destination has all that the source has, and compares them. The source must not be written to
-    /// any more; if it is for longer than `patience`, this is refused.
+    /// any more; if it is for longer than `patience`, this is refused. Leases may run out: what is deleted while stores are
+    /// compared, which takes minutes where they are large, is mirrored and does not make the comparison worthless.
     pub async fn cut_over(&self, patience: Duration) -> Result<Verdict> {
         let mut running = self.begin().await?;
         let deadline = Instant::now() + patience;
@@ -212,14 +217,17 @@ impl Mirror {
                 self.poll(&mut running).await?;
             }
             let verdict = self.verify(&running.way, revision).await?;
-            if self.source_revision().await? == revision {
+            let last = self.source_revision().await?;
+            self.follow(&mut running, Some(last)).await?;
+            if running.last_put <= revision {
                 if verdict.is_equal() {
                     running.way.finish(self).await?;
                 }
                 return Ok(verdict);
             }
             if Instant::now() >= deadline {
-                let reason = format!("the source is still written to: its revision is not {revision} any more");
+                let reason =
+                    format!("the source is still written to: something was put at revision {}", running.last_put);
                 return Err(Failure::Refused(reason));
             }
         }
@@ -243,7 +251,7 @@ impl Mirror {
             self.check_import(kept.revision).await?;
         }
         let watcher = self.catch_up(&mut way, &mut leases).await?;
-        Ok(Running { way, leases, watcher })
+        Ok(Running { way, leases, watcher, last_put: 0 })
     }
 
     /// Brings the destination to the state of a revision, and watches from the next one on.
@@ -354,11 +362,16 @@ impl Mirror {
                     Ok(response) => {
                         for changes in response.events.chunk_by(|a, b| replay::revision(a) == replay::revision(b)) {
                             self.replay(&mut running.way, &mut running.leases, changes).await?;
+                            if changes.iter().any(|event| event.r#type() == EventType::Put) {
+                                running.last_put = running.way.revision();
+                            }
                         }
                     }
                     Err(error) => {
                         self.copy_again_after(Failure::Source(error), &mut running.way)?;
                         running.watcher = self.catch_up(&mut running.way, &mut running.leases).await?;
+                        // What was copied may have been put.
+                        running.last_put = running.way.revision();
                     }
                 },
             }

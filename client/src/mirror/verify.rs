@@ -65,6 +65,7 @@ impl Mirror {
             difference: None,
         };
         if let Way::SameRevisions(_) = way {
+            self.status.send_modify(|status| status.phase = Phase::Hashing);
             let [source, destination] = self.hashes_kv(revision).await?;
             verdict.method = "HashKV, which is of all keys and their history";
             verdict.source_hash = source.hash.to_string();
@@ -138,18 +139,20 @@ impl Mirror {
 
     /// HashKV of both, which is of what is not compacted: so the destination is compacted as the source is.
     async fn hashes_kv(&self, revision: i64) -> Result<[HashKvResponse; 2]> {
+        let destination = self.destination.with_request_timeout(WHOLE_STORE_TIMEOUT);
         loop {
             let source = self.patient(|| hash_kv(&self.source, revision)).await?;
             let compacted = source.compact_revision;
-            let there = self.to_destination(|| hash_kv(&self.destination, revision)).await?;
-            if there.compact_revision >= compacted {
-                // Where the destination has compacted more, the source may do so meanwhile; else they differ.
-                return Ok([source, there]);
+            if compacted > 0 {
+                match self.to_destination(|| destination.compact(compacted, true)).await {
+                    Ok(_) | Err(Failure::Destination(Error::Etcd(EtcdError::Compacted))) => {}
+                    Err(failure) => return Err(failure),
+                }
             }
-            let destination = self.destination.with_request_timeout(WHOLE_STORE_TIMEOUT);
-            match self.to_destination(|| destination.compact(compacted, true)).await {
-                Ok(_) | Err(Failure::Destination(Error::Etcd(EtcdError::Compacted))) => {}
-                Err(failure) => return Err(failure),
+            let there = self.to_destination(|| hash_kv(&self.destination, revision)).await?;
+            // Where the destination has compacted more, the source may do so meanwhile; else they differ.
+            if there.compact_revision >= compacted {
+                return Ok([source, there]);
             }
         }
     }

@@ -14,7 +14,7 @@ use std::{
 
 use client::{
     Client, Compare, Credentials, Delete, Get, LeaseId, Op, Options, Put, Tls, Txn, Watch,
-    mirror::PROGRESS_KEY,
+    mirror::{self, PROGRESS_KEY, Phase, Verdict},
     mvccpb::{Event, KeyValue},
 };
 use tokio::{
@@ -352,6 +352,45 @@ async fn keys_of_leases_that_ran_out_without_a_mirror_are_put_back() {
     let gone = timeout(SOON, watcher.next()).await.unwrap().unwrap();
     assert_eq!(gone.events[0].r#type, 1, "nobody kept it alive");
     assert_equal(&cut_over(&source, &destination, &[]));
+    assert_eq!(contents(&from).await, contents(&to).await);
+}
+
+/// A cut-over that finds a change when it has begun to compare.
+async fn cut_over_during(
+    source: &Etcd,
+    destination: &Etcd,
+    change: impl Future<Output = ()>,
+) -> Result<Verdict, mirror::Failure> {
+    let mirror = mirror::Mirror::new(source.client(), destination.client(), mirror::Options::default());
+    let mut status = mirror.status();
+    let changed = async {
+        status.wait_for(|status| matches!(status.phase, Phase::Verifying { .. })).await.unwrap();
+        destination.pause(0);
+        change.await;
+        destination.resume(0);
+    };
+    tokio::join!(mirror.cut_over(Duration::ZERO), changed).0
+}
+
+#[tokio::test]
+async fn leases_that_run_out_while_stores_are_compared_do_not_keep_the_cut_over_from_ending() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
+    let (from, to) = (source.client(), destination.client());
+    // More than is read at once.
+    for key in 0..200 {
+        let puts = (0..100).map(|n| Op::put(Put::new(format!("k/{key}/{n}"), "v"))).collect();
+        from.txn(Txn::all_of(puts)).await.unwrap();
+    }
+    let lease = LeaseId(from.lease_grant(600, LeaseId(0)).await.unwrap().id);
+    from.put(Put::new("leased", "v").lease(lease)).await.unwrap();
+
+    let put = async { assert!(from.put(Put::new("late", "v")).await.is_ok()) };
+    let refused = cut_over_during(&source, &destination, put).await.unwrap_err();
+    assert!(refused.to_string().contains("still written to"), "{refused}");
+    let run_out = async { assert!(from.lease_revoke(lease).await.is_ok()) };
+    let verdict = cut_over_during(&source, &destination, run_out).await.unwrap();
+    assert!(verdict.is_equal(), "{verdict:?}");
+    assert_eq!(to.get(Get::key("leased")).await.unwrap().count, 0, "this is mirrored, too");
     assert_eq!(contents(&from).await, contents(&to).await);
 }
 

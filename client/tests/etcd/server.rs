@@ -192,6 +192,20 @@ impl Etcd {
         child.wait().unwrap();
     }
 
+    /// The member does nothing until it is resumed.
+    pub fn pause(&self, index: usize) {
+        self.signal(index, "-STOP");
+    }
+
+    pub fn resume(&self, index: usize) {
+        self.signal(index, "-CONT");
+    }
+
+    fn signal(&self, index: usize, signal: &str) {
+        let child = self.members[index].as_ref().expect("the member is running");
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    }
+
     pub async fn restart(&mut self, index: usize) {
         self.launch(index);
         self.ready(index).await;

@@ -252,6 +252,9 @@ fn progress(status: &Status) -> String {
             status.lag_time().as_secs_f64(),
             status.transactions
         ),
+        Phase::Hashing => {
+            format!("comparing HashKV at revision {}: both stores read all they have", status.mirrored_revision)
+        }
         Phase::Verifying { keys } => format!("comparing: {keys} keys"),
     };
     if let Some(trouble) = &status.trouble {
