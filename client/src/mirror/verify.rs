@@ -18,6 +18,8 @@ const FIRST: Bytes = Bytes::from_static(b"\0");
 /// For what reads a whole store, which takes minutes where that is large. A connection that is dead is found by its pings.
 const WHOLE_STORE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+const KEYS_COMPARED: &str = "SHA-256 of all keys, values and leases";
+
 /// What was found when both stores were compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -59,12 +61,14 @@ impl Mirror {
             source_revision: revision,
             destination_revision,
             keys,
-            method: "SHA-256 of all keys, values and leases",
+            method: KEYS_COMPARED,
             source_hash: String::new(),
             destination_hash: String::new(),
             difference: None,
         };
-        if let Way::SameRevisions(_) = way {
+        let with_revisions = matches!(way, Way::SameRevisions(_));
+        let mut has_history = with_revisions;
+        if with_revisions {
             self.status.send_modify(|status| status.phase = Phase::Hashing);
             let [source, destination] = self.hashes_kv(revision).await?;
             verdict.method = "HashKV, which is of all keys and their history";
@@ -73,13 +77,15 @@ impl Mirror {
             if verdict.is_equal() {
                 return Ok(verdict);
             }
+            // For the compacted revision itself etcd may tell the hash of before the compaction, and there are keys only.
+            has_history = destination.compact_revision < revision;
         }
-        let with_revisions = matches!(way, Way::SameRevisions(_));
         let mut compared = Compared::default();
         let sides = [(&self.source, revision), (&self.destination, destination_revision)];
         self.compare(sides, with_revisions, &mut compared).await?;
         verdict.difference = compared.difference;
-        if !with_revisions {
+        if !has_history {
+            verdict.method = KEYS_COMPARED;
             let [source, destination] = compared.hashes.map(|hash| hex(&hash.finalize()));
             verdict.source_hash = source;
             verdict.destination_hash = destination;

@@ -395,6 +395,23 @@ async fn leases_that_run_out_while_stores_are_compared_do_not_keep_the_cut_over_
 }
 
 #[tokio::test]
+async fn an_import_whose_last_revision_is_forgotten_goes_on() {
+    let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::prepare(Store::Pintle, 1));
+    let from = source.client();
+    for key in ["a", "b"] {
+        from.put(Put::new(key, "v")).await.unwrap();
+    }
+    let last = from.delete(Delete::key("b")).await.unwrap().header.unwrap().revision;
+    from.compact(last, true).await.unwrap();
+    destination.import(0, &snapshot(&source).await);
+    let destination = destination.run().await;
+    assert_equal(&cut_over(&source, &destination, &["--keep-revisions"]));
+    from.put(Put::new("c", "v")).await.unwrap();
+    assert_equal(&cut_over(&source, &destination, &["--keep-revisions"]));
+    assert_eq!(keys(&from).await, keys(&destination.client()).await, "with their revisions and versions");
+}
+
+#[tokio::test]
 async fn what_would_harm_is_refused() {
     let (source, destination) = (Etcd::of(Store::Etcd, 1).await, Etcd::of(Store::Pintle, 1).await);
     let (from, to) = (source.client(), destination.client());
