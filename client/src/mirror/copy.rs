@@ -3,17 +3,19 @@
 //! It compares page by page and writes what differs, so that it can begin again at any time: what the destination has
 //! already is not written a second time, and what has vanished from the source meanwhile is deleted.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, time::Duration};
 
 use bytes::Bytes;
 
 use super::{Failure, Mirror, PROGRESS_KEY, Phase, Record, Result, leases::Leases, progress::after, replay};
 use crate::{Client, Delete, Get, Keys, Op, mvccpb::KeyValue};
 
-/// A page is as many keys as made this many bytes in the page before.
-const PAGE_BYTES: usize = 2 << 20;
+/// A page is as many keys as made this many bytes in the page before. For each page etcd counts all keys that follow, half
+/// a second for three million: so there should be few.
+const PAGE_BYTES: usize = 16 << 20;
 const PAGE_KEYS_FIRST: i64 = 256;
-const PAGE_KEYS_MOST: i64 = 10_000;
+const PAGE_KEYS_MOST: i64 = 50_000;
+const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A transaction stays below the limits that etcd and Pintle have by default: 128 operations, 1.5 MiB.
 const TXN_OPS: usize = 100;
@@ -35,7 +37,8 @@ pub(super) struct Pages {
 
 impl Pages {
     pub fn new(client: &Client, revision: i64, from: Bytes, end: Bytes) -> Pages {
-        Pages { client: client.clone(), revision, from, end, limit: PAGE_KEYS_FIRST, is_over: false }
+        let client = client.with_request_timeout(client.request_timeout().max(PAGE_TIMEOUT));
+        Pages { client, revision, from, end, limit: PAGE_KEYS_FIRST, is_over: false }
     }
 
     pub async fn next(&mut self) -> crate::Result<Vec<KeyValue>> {

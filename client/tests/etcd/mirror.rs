@@ -378,7 +378,7 @@ async fn leases_that_run_out_while_stores_are_compared_do_not_keep_the_cut_over_
     let (from, to) = (source.client(), destination.client());
     // More than is read at once.
     for key in 0..200 {
-        let puts = (0..100).map(|n| Op::put(Put::new(format!("k/{key}/{n}"), "v"))).collect();
+        let puts = (0..100).map(|n| Op::put(Put::new(format!("k/{key}/{n}"), vec![b'v'; 2000]))).collect();
         from.txn(Txn::all_of(puts)).await.unwrap();
     }
     let lease = LeaseId(from.lease_grant(600, LeaseId(0)).await.unwrap().id);
