@@ -273,8 +273,27 @@ impl Mirror {
         }
     }
 
-    /// The destination says up to where it was mirrored, or is new.
+    /// The destination says up to where it was mirrored, or is new. From then on the record is this mirror's. The last
+    /// transaction of one that was killed may come while the record is read: that is looked at once, and a second time
+    /// it is another mirror.
     async fn begin_record(&self, cluster: u64, revision: i64) -> Result<Record> {
+        let mut record = self.find_record(cluster, revision).await?;
+        match self.take_over(&mut record).await {
+            Err(Failure::Diverged(_)) => {
+                record = self.find_record(cluster, revision).await?;
+                self.take_over(&mut record).await?;
+            }
+            taken => taken?,
+        }
+        Ok(record)
+    }
+
+    async fn take_over(&self, record: &mut Record) -> Result<()> {
+        let next = record.progress.taken_over();
+        self.commit(record, Vec::new(), next).await
+    }
+
+    async fn find_record(&self, cluster: u64, revision: i64) -> Result<Record> {
         let found = self.to_destination(|| Record::load(&self.destination)).await??;
         if let Some(record) = found {
             record.check(cluster, revision)?;

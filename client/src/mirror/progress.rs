@@ -26,6 +26,9 @@ pub(super) struct Progress {
     copied_up_to: Option<String>,
     /// How often keys of leases were put back, so that each change makes another record.
     restored: u64,
+    /// How often a mirror has begun, for the same reason.
+    #[serde(default)]
+    begun: u64,
 }
 
 impl Progress {
@@ -44,6 +47,10 @@ impl Progress {
 
     pub fn restored(&self) -> Progress {
         Progress { restored: self.restored + 1, ..self.clone() }
+    }
+
+    pub fn taken_over(&self) -> Progress {
+        Progress { begun: self.begun + 1, ..self.clone() }
     }
 
     /// The last key that was copied, while keys are being copied.
@@ -71,7 +78,7 @@ pub(super) struct Record {
 
 impl Record {
     pub fn new(source_cluster: u64) -> Record {
-        let progress = Progress { source_cluster, revision: 0, copied_up_to: None, restored: 0 };
+        let progress = Progress { source_cluster, revision: 0, copied_up_to: None, restored: 0, begun: 0 };
         Record { progress, mod_revision: 0 }
     }
 
@@ -181,6 +188,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Progress>(&bytes).unwrap(), copying);
         assert!(copying.at(9).is_copied());
         assert_ne!(copying.restored(), copying);
+        assert_ne!(copying.taken_over(), copying);
     }
 
     #[test]

@@ -190,9 +190,12 @@ async fn moved_on(destination: &Client, by: i64) {
 }
 
 async fn moved_on_to(destination: &Client, wanted: i64) {
-    let revision = async || destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    until(async || destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision >= wanted).await;
+}
+
+async fn until(has_come: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + SOON;
-    while revision().await < wanted {
+    while !has_come().await {
         assert!(Instant::now() < deadline, "the mirror does not go on");
         // It is another process that writes.
         sleep(Duration::from_millis(20)).await;
@@ -232,11 +235,12 @@ async fn a_mirror_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     // A history that is complete begins with a mirror of an empty store.
     let mirror = Mirror::start(&source, &destination, &[]);
     source.client().put(Put::new("first", "v")).await.unwrap();
-    moved_on(&destination.client(), 1).await;
+    let to = destination.client();
+    until(async || to.get(Get::key("first")).await.unwrap().count == 1).await;
     drop(mirror);
     write_and_mirror(&mut source, &destination, &LONG_LEASES).await;
     assert_equal(&cut_over(&source, &destination, &[]));
-    let (from, to) = (source.client(), destination.client());
+    let from = source.client();
     assert_eq!(contents(&from).await, contents(&to).await);
     let (wanted, got) = (history(&from).await, history(&to).await);
     assert!(wanted.len() > 200);
