@@ -22,6 +22,8 @@ use crate::unary;
 const HEADER: u32 = 1;
 const WATCH_ID: u32 = 2;
 const EVENTS: u32 = 11;
+/// Four numbers of up to ten bytes with their tags, and the whole's tag and length.
+const HEADER_BYTES_MAX: usize = 46;
 
 /// Appends the responses that say `item`: one, or several where it is cut into fragments.
 pub fn encode(
@@ -64,25 +66,42 @@ pub fn encode(
     Ok(())
 }
 
+/// The header of the events that were encoded last: mostly it is the next ones', too.
+#[derive(Default)]
+pub struct Header {
+    header: Option<ResponseHeader>,
+    encoded: Vec<u8>,
+}
+
+impl Header {
+    fn encoded(&mut self, header: ResponseHeader) -> &[u8] {
+        if self.header.as_ref() != Some(&header) {
+            self.encoded.clear();
+            self.encoded.reserve(HEADER_BYTES_MAX);
+            prost::encoding::message::encode(HEADER, &header, &mut self.encoded);
+            self.header = Some(header);
+        }
+        &self.encoded
+    }
+}
+
 /// Responses as they stand on the wire: each with its prefix.
 pub struct Out {
     bytes: Vec<u8>,
-    /// The header of the events that were appended last, and of which revision it is: it is mostly the next ones' too.
-    header: Vec<u8>,
-    header_revision: Option<i64>,
+    header: Header,
 }
 
 impl Out {
-    pub fn with_capacity(bytes: usize) -> Out {
-        Out { bytes: Vec::with_capacity(bytes), header: Vec::new(), header_revision: None }
+    pub fn new(capacity: usize, header: Header) -> Out {
+        Out { bytes: Vec::with_capacity(capacity), header }
     }
 
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub fn into_bytes(self) -> Bytes {
-        self.bytes.into()
+    pub fn end(self) -> (Bytes, Header) {
+        (self.bytes.into(), self.header)
     }
 
     /// Appends what [`encode`] gives.
@@ -112,14 +131,10 @@ impl Out {
         history: &dyn History,
     ) -> Result<Result<(), Status>, StorageError> {
         let watch = &delivery.watcher.watch;
-        if self.header_revision != Some(delivery.revision) {
-            self.header.clear();
-            prost::encoding::message::encode(HEADER, &member.header(delivery.revision), &mut self.header);
-            self.header_revision = Some(delivery.revision);
-        }
+        let header = self.header.encoded(member.header(delivery.revision));
         let mut failed = None;
         let appended = unary::append(&mut self.bytes, |out| {
-            out.extend_from_slice(&self.header);
+            out.extend_from_slice(header);
             if watch.id != 0 {
                 prost::encoding::int64::encode(WATCH_ID, &watch.id, out);
             }

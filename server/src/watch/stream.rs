@@ -51,6 +51,7 @@ pub(super) fn open(
         watches,
         ready: VecDeque::new(),
         items: VecDeque::new(),
+        header: encode::Header::default(),
         lagging: Vec::new(),
         serve_lagging: false,
         _gone: gone.drop_guard(),
@@ -170,6 +171,7 @@ pub(super) struct Responses {
     ready: VecDeque<WatchResponse>,
     /// To be encoded.
     items: VecDeque<Item>,
+    header: encode::Header,
     /// To be brought up to date. All that went to these before has been sent when both of the above are empty.
     lagging: Vec<Arc<Watcher>>,
     /// Whether it is their turn: they and the outbox alternate.
@@ -217,14 +219,17 @@ impl Responses {
         while self.items.is_empty() {
             self.fill().await?;
         }
-        let mut out = encode::Out::with_capacity(self.items.iter().map(Item::size).sum::<usize>().min(TOGETHER_BYTES));
+        let bytes = self.items.iter().map(Item::size).sum::<usize>().min(TOGETHER_BYTES);
+        let mut out = encode::Out::new(bytes, std::mem::take(&mut self.header));
         while out.len() < TOGETHER_BYTES
             && let Some(item) = self.take_item()
         {
             let history = self.hub.history().as_ref();
             out.append(item, self.member.as_ref(), history).map_err(|error| self.fatal(&error))??;
         }
-        Ok(out.into_bytes())
+        let (bytes, header) = out.end();
+        self.header = header;
+        Ok(bytes)
     }
 
     fn take_item(&mut self) -> Option<Item> {
