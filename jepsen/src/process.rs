@@ -12,7 +12,7 @@ use std::{
     ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::{Command as Blocking, ExitStatus, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -87,17 +87,26 @@ impl Port {
 #[derive(Clone, Debug)]
 pub struct Target {
     binary: Arc<Path>,
+    is_pintle: bool,
     tls: Option<Tls>,
 }
 
 impl Target {
     pub fn new(binary: &Path) -> Result<Target> {
         let binary = binary.canonicalize().with_context(|| format!("no server at {}", binary.display()))?;
-        Ok(Target { binary: binary.into(), tls: None })
+        let output = Blocking::new(&binary).arg("--version").output();
+        let version = output.with_context(|| format!("{} cannot be run", binary.display()))?.stdout;
+        let is_pintle = String::from_utf8_lossy(&version).contains("Pintle Version");
+        Ok(Target { binary: binary.into(), is_pintle, tls: None })
     }
 
     pub fn binary(&self) -> &Path {
         &self.binary
+    }
+
+    /// Pintle, and not etcd, by what it says of its version.
+    pub fn is_pintle(&self) -> bool {
+        self.is_pintle
     }
 
     /// Clients and members then have to show certificates.

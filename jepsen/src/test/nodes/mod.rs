@@ -409,7 +409,7 @@ impl Nodes {
     /// Waits until a new voter votes: Pintle's does so only when it has caught up, and until then the others cannot
     /// spare one more (`docs/decisions/0009-members.md`). Whichever member leads says so in its log.
     async fn await_vote(&self, id: u64, log_from: &[u64]) -> Result<()> {
-        if !self.target.label().contains("pintle") {
+        if !self.target.is_pintle() {
             return Ok(());
         }
         let (member, votes) = (format!("{id:x}"), "votes now");
@@ -505,7 +505,7 @@ fn flags(target: &Target, options: &Options) -> Vec<String> {
     let mut flags = options.flags.clone();
     if options.needs.short_log {
         // etcd 3.5 had not settled on the second.
-        let experimental = if target.label().contains("pintle") { "" } else { "experimental-" };
+        let experimental = if target.is_pintle() { "" } else { "experimental-" };
         flags.push("--snapshot-count=100".to_owned());
         flags.push(format!("--{experimental}snapshot-catchup-entries=10"));
     }
