@@ -16,8 +16,9 @@ use tonic::{Code, Status};
 
 use crate::{process::Node, root::as_root};
 
-/// Longer than etcd's strict check wants all members to have been connected.
-const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// Longer than etcd's strict check wants all members to have been connected, and than a busy machine takes to give a new
+/// member a gigabyte.
+const CHANGE_LIMIT: Duration = Duration::from_secs(300);
 /// Longer than etcd takes to give up.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);

@@ -56,7 +56,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// Between two questions: a member tells how far it is only when it is asked.
 pub const STATUS_PAUSE: Duration = Duration::from_millis(20);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
-const VOTE_LIMIT: Duration = Duration::from_secs(60);
+const VOTE_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a cluster is made.
