@@ -16,9 +16,10 @@ use tonic::{Code, Status};
 
 use crate::{process::Node, root::as_root};
 
-/// Longer than etcd's strict check wants all members to have been connected, and than a busy machine takes to give a new
-/// member a gigabyte.
-const CHANGE_LIMIT: Duration = Duration::from_secs(300);
+/// Longer than etcd's strict check wants all members to have been connected.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// Longer than a new member takes to get a gigabyte on a busy machine.
+pub const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Longer than etcd takes to give up.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -32,15 +33,20 @@ fn passes(status: &Status) -> bool {
 }
 
 /// Asks the members in turn, from `first` on, until one of them gives an answer or the change shows to be done.
-async fn until_done<T, F>(nodes: &[Node], first: usize, attempt: impl Fn(ClusterClient<Connection>) -> F) -> Result<T>
+async fn until_done<T, F>(
+    nodes: &[Node],
+    first: usize,
+    limit: Duration,
+    attempt: impl Fn(ClusterClient<Connection>) -> F,
+) -> Result<T>
 where
     F: Future<Output = Result<T, Status>>,
 {
     let begin = Instant::now();
     let mut last = String::new();
     for node in nodes.iter().cycle().skip(first) {
-        if begin.elapsed() > CHANGE_LIMIT {
-            bail!("not done within {CHANGE_LIMIT:?}: {last}");
+        if begin.elapsed() > limit {
+            bail!("not done within {limit:?}: {last}");
         }
         if !node.is_running() {
             continue;
@@ -78,7 +84,7 @@ pub async fn add(nodes: &[Node], first: usize, peer_url: &str, is_learner: bool)
         let added = client.member_add(add).await?.into_inner();
         Ok((added.member.map_or(0, |member| member.id), added.members))
     };
-    let (id, members) = until_done(nodes, first, attempt).await.context("adding a member")?;
+    let (id, members) = until_done(nodes, first, CHANGE_LIMIT, attempt).await.context("adding a member")?;
     ensure!(with_url(&members, peer_url).is_some_and(|member| member.id == id), "{id:x} is none of {members:?}");
     Ok((id, members))
 }
@@ -91,7 +97,7 @@ pub async fn promote(nodes: &[Node], first: usize, id: u64) -> Result<()> {
         }
         Ok(client.member_promote(MemberPromoteRequest { id }).await?.into_inner().members)
     };
-    let members = until_done(nodes, first, attempt).await.context("promoting a learner")?;
+    let members = until_done(nodes, first, CATCH_UP_LIMIT, attempt).await.context("promoting a learner")?;
     let promoted = members.iter().any(|member| member.id == id && !member.is_learner);
     ensure!(promoted, "{id:x} is no voter of {members:?}");
     Ok(())
@@ -109,14 +115,14 @@ pub async fn remove(nodes: &[Node], first: usize, id: u64) -> Result<()> {
             answer => Ok(answer?.into_inner().members),
         }
     };
-    let members = until_done(nodes, first, attempt).await.context("removing a member")?;
+    let members = until_done(nodes, first, CHANGE_LIMIT, attempt).await.context("removing a member")?;
     ensure!(members.iter().all(|member| member.id != id), "{id:x} is still one of {members:?}");
     Ok(())
 }
 
 pub async fn id_of(nodes: &[Node], first: usize, peer_url: &str) -> Result<u64> {
     let attempt = |mut client: ClusterClient<Connection>| async move { list(&mut client).await };
-    let members = until_done(nodes, first, attempt).await.context("listing the members")?;
+    let members = until_done(nodes, first, CHANGE_LIMIT, attempt).await.context("listing the members")?;
     let member = with_url(&members, peer_url).with_context(|| format!("{peer_url} is no member's: {members:?}"))?;
     Ok(member.id)
 }

@@ -56,7 +56,6 @@ const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// Between two questions: a member tells how far it is only when it is asked.
 pub const STATUS_PAUSE: Duration = Duration::from_millis(20);
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
-const VOTE_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a cluster is made.
@@ -420,7 +419,11 @@ impl Nodes {
                     return Ok(());
                 }
             }
-            ensure!(begin.elapsed() < VOTE_LIMIT, "{member} was added and does not vote after {VOTE_LIMIT:?}");
+            ensure!(
+                begin.elapsed() < membership::CATCH_UP_LIMIT,
+                "{member} was added and does not vote after {:?}",
+                membership::CATCH_UP_LIMIT
+            );
             sleep(STATUS_PAUSE).await;
         }
     }
