@@ -4,16 +4,20 @@
 
 #[allow(dead_code, reason = "the other tests use the rest")]
 mod binaries;
+#[path = "../../server/tests/member/ports.rs"]
+mod ports;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use serde_json::Value;
+
+use self::ports::free_port;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const READY: &str = "ready to serve client requests";
@@ -53,10 +57,8 @@ struct Server {
 
 impl Server {
     fn start(binary: &Path, dir: &Path) -> Server {
-        let [client, peer] = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        let url = |listener: TcpListener| format!("http://{}", listener.local_addr().unwrap());
-        let port = client.local_addr().unwrap().port();
-        let (client, peer) = (url(client), url(peer));
+        let port = free_port();
+        let [client, peer] = [port, free_port()].map(|port| format!("http://127.0.0.1:{port}"));
         let mut process = Command::new(binary)
             .args([format!("--data-dir={}", dir.display()), format!("--initial-cluster=default={peer}")])
             .args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")])

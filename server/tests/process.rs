@@ -2,9 +2,15 @@
 
 mod member;
 
-use std::{fs, net::TcpListener};
+use std::{collections::HashSet, fs, net::TcpListener};
 
 use member::{Member, command, free_ports, get, refusal};
+
+#[test]
+fn a_port_is_given_to_one_test_only() {
+    let ports: HashSet<u16> = (0..250).flat_map(|_| free_ports::<2>()).collect();
+    assert_eq!(ports.len(), 500);
+}
 
 #[test]
 fn the_endpoints_answer_on_the_client_port() {

@@ -3,15 +3,19 @@
 //! Which etcd: `PINTLE_TEST_ETCD`, else the one on PATH. Which Pintle: `PINTLE_TEST_BIN`, else the one built beside
 //! pintlectl.
 
+#[path = "../../../server/tests/member/ports.rs"]
+mod ports;
+
 use std::{
     env,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use client::{Client, Options};
+
+use self::ports::free_port;
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -57,12 +61,6 @@ fn etcd() -> PathBuf {
     found.expect("these tests need etcd on PATH or in PINTLE_TEST_ETCD; script/setup --test installs it")
 }
 
-/// Ports nobody listens on. All are held until all are known, so that they differ.
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
-}
-
 pub struct Etcd {
     store: Store,
     /// Flags besides the usual ones; of the data directory, where one is given.
@@ -89,8 +87,7 @@ impl Etcd {
 
     /// A cluster that is still to be started.
     pub fn prepare(store: Store, size: usize) -> Etcd {
-        let ports = free_ports(2 * size);
-        let ports: Vec<(u16, u16)> = ports.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+        let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
         let members = ports.iter().map(|_| None).collect();
         let dir = tempfile::tempdir().unwrap();
         Etcd { store, extra: Vec::new(), scheme: "http", options: Options::default(), dir, ports, members }

@@ -68,7 +68,7 @@ impl Etcd {
         command.args(["--initial-advertise-peer-urls", &peer_url, "--listen-peer-urls", &peer_url]);
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
         let process = command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let etcd = Etcd { client, process };
+        let mut etcd = Etcd { client, process };
         etcd.wait_until_healthy();
         etcd
     }
@@ -101,7 +101,7 @@ impl Etcd {
         command.args(cluster).args(advertised).args(["--listen-peer-urls", &peer_url]);
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
         let process = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let etcd = Etcd { client, process };
+        let mut etcd = Etcd { client, process };
         etcd.wait_until_healthy();
         etcd
     }
@@ -111,11 +111,12 @@ impl Etcd {
     }
 
     /// There is nothing to be told by: etcd says that it is ready in its log before it is.
-    fn wait_until_healthy(&self) {
+    fn wait_until_healthy(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() || get(self.client, "/health").0 != 200
         {
-            assert!(Instant::now() < deadline, "etcd does not become healthy");
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "etcd does not become healthy; {ended:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

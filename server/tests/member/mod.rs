@@ -2,10 +2,12 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
+mod ports;
+
 use std::{
     cell::RefCell,
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
@@ -26,10 +28,9 @@ pub struct Member {
     seen: RefCell<Vec<String>>,
 }
 
-/// Ports that were free a moment ago.
+/// Several of [`ports::free_port`].
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    held.each_ref().map(|listener| listener.local_addr().unwrap().port())
+    std::array::from_fn(|_| ports::free_port())
 }
 
 /// The command line of a single member.
