@@ -16,7 +16,7 @@ use std::sync::{
 use bytes::Bytes;
 use futures::{
     StreamExt,
-    future::Either,
+    future::{self, Either},
     stream::{self, FuturesUnordered},
 };
 use openraft::errors::{ClientWriteError, Fatal};
@@ -113,6 +113,9 @@ impl Proposer {
 
 async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: mpsc::Receiver<Waiting>) {
     let (mut batch, mut answers) = (Vec::new(), FuturesUnordered::new());
+    // Having polled all that it holds, it has itself polled again at once, and a second thread of the runtime is woken for
+    // that. With one among them that nothing wakes it never polls all.
+    answers.push(Either::Left(Either::Left(future::pending())));
     loop {
         tokio::select! {
             biased;
@@ -125,7 +128,7 @@ async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: 
         match leadership.leader() {
             Some((leader, _)) if leader == leadership.member() => {
                 let answer = write(&raft, batch).await;
-                answers.push(Either::Left(answer));
+                answers.push(Either::Left(Either::Right(answer)));
             }
             Some((leader, peer)) => {
                 let mut client = peers.forwarding(leader, &peer);
@@ -141,7 +144,9 @@ async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: 
             None => batch.into_iter().for_each(|(_, sender)| drop(sender.send(Fate::NotProposed))),
         }
     }
-    while answers.next().await.is_some() {}
+    while answers.len() > 1 {
+        answers.next().await;
+    }
 }
 
 fn fate_of(result: Option<peer::propose_response::Result>) -> Fate {
