@@ -112,14 +112,11 @@ impl Proposer {
 }
 
 async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: mpsc::Receiver<Waiting>) {
-    let (mut batch, mut answers) = (Vec::new(), FuturesUnordered::new());
-    // Having polled all that it holds, it has itself polled again at once, and a second thread of the runtime is woken for
-    // that. With one among them that nothing wakes it never polls all.
-    answers.push(Either::Left(Either::Left(future::pending())));
+    let (mut batch, mut answers) = (Vec::new(), Answers::default());
     loop {
         tokio::select! {
             biased;
-            Some(()) = answers.next() => continue,
+            () = answers.next() => continue,
             count = queue.recv_many(&mut batch, BATCH_MAX) => if count == 0 {
                 break;
             },
@@ -128,7 +125,7 @@ async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: 
         match leadership.leader() {
             Some((leader, _)) if leader == leadership.member() => {
                 let answer = write(&raft, batch).await;
-                answers.push(Either::Left(Either::Right(answer)));
+                answers.push(Either::Left(answer));
             }
             Some((leader, peer)) => {
                 let mut client = peers.forwarding(leader, &peer);
@@ -144,8 +141,34 @@ async fn hand_over(raft: Raft, peers: Peers, leadership: Leadership, mut queue: 
             None => batch.into_iter().for_each(|(_, sender)| drop(sender.send(Fate::NotProposed))),
         }
     }
-    while answers.len() > 1 {
+    while !answers.is_empty() {
         answers.next().await;
+    }
+}
+
+/// Batches that wait to be answered.
+struct Answers<F>(FuturesUnordered<Either<future::Pending<()>, F>>);
+
+impl<F: Future<Output = ()>> Default for Answers<F> {
+    /// With one that is never ready: when everything in it has been polled and waits, FuturesUnordered wakes whoever polls
+    /// it, and tokio then wakes a second thread to poll it again.
+    fn default() -> Self {
+        Answers(FuturesUnordered::from_iter([Either::Left(future::pending())]))
+    }
+}
+
+impl<F: Future<Output = ()>> Answers<F> {
+    fn push(&mut self, answer: F) {
+        self.0.push(Either::Right(answer));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    /// Resolves when one more is answered.
+    async fn next(&mut self) {
+        self.0.next().await;
     }
 }
 
@@ -180,5 +203,43 @@ fn fate(written: Option<Written>) -> Fate {
         Some(Ok(Ok(response))) => Fate::Applied { index: position(response.log_id.index), outcome: response.response },
         Some(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Fate::NotProposed,
         _ => Fate::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Wake},
+    };
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicI64);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_batch_wakes_nobody_until_it_is_answered() {
+        let woken = Arc::new(Woken::default());
+        let (waker, count) = (woken.clone().into(), || woken.0.load(Ordering::Relaxed));
+        let mut context = Context::from_waker(&waker);
+        let mut answers = Answers::default();
+        assert!(pin!(answers.next()).poll(&mut context).is_pending());
+        let before = count();
+        let (answer, answered) = oneshot::channel::<()>();
+        answers.push(answered.map(drop));
+        assert!(pin!(answers.next()).poll(&mut context).is_pending());
+        assert_eq!(count(), before);
+        answer.send(()).unwrap();
+        assert_eq!(count(), before + 1);
+        assert!(pin!(answers.next()).poll(&mut context).is_ready() && answers.is_empty());
     }
 }
