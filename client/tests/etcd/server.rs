@@ -5,17 +5,19 @@
 
 #[path = "../../../server/tests/member/ports.rs"]
 mod ports;
+#[path = "../../../server/tests/member/readiness.rs"]
+mod readiness;
 
 use std::{
     env,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use client::{Client, Options};
 
-use self::ports::free_port;
+use self::{ports::free_port, readiness::Readiness};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -72,6 +74,8 @@ pub struct Etcd {
     /// Client and peer port of each member.
     ports: Vec<(u16, u16)>,
     members: Vec<Option<Child>>,
+    /// Of members that were launched and not yet waited for.
+    readiness: Vec<Option<Readiness>>,
 }
 
 impl Etcd {
@@ -89,8 +93,9 @@ impl Etcd {
     pub fn prepare(store: Store, size: usize) -> Etcd {
         let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
         let members = ports.iter().map(|_| None).collect();
+        let readiness = ports.iter().map(|_| None).collect();
         let dir = tempfile::tempdir().unwrap();
-        Etcd { store, extra: Vec::new(), scheme: "http", options: Options::default(), dir, ports, members }
+        Etcd { store, extra: Vec::new(), scheme: "http", options: Options::default(), dir, ports, members, readiness }
     }
 
     pub fn flags(mut self, flags: &[&str]) -> Etcd {
@@ -154,7 +159,8 @@ impl Etcd {
         let peer = self.peer_url(index);
         let url = &self.urls()[index];
         let log = std::fs::File::create(self.dir.path().join(format!("m{index}.log"))).unwrap();
-        let child = Command::new(self.store.program())
+        let mut command = Command::new(self.store.program());
+        command
             .args(["--name", &format!("m{index}"), "--initial-cluster", &self.initial_cluster()])
             .arg("--data-dir")
             .arg(self.data_dir(index))
@@ -164,23 +170,23 @@ impl Etcd {
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.members[index] = Some(child);
+            .stderr(log);
+        self.readiness[index] = Some(Readiness::of(&mut command));
+        self.members[index] = Some(command.spawn().unwrap());
     }
 
     async fn ready(&mut self, index: usize) {
         let url = self.urls()[index].clone();
-        let options = Options { request_timeout: Duration::from_secs(1), ..self.options.clone() };
-        let client = Client::with_options([&url], options).unwrap();
-        let deadline = Instant::now() + READY_WITHIN;
-        while let Err(error) = client.health(&url).await {
-            let ended = self.members[index].as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "member {index}: {error}; {ended:?}");
-            // Another process: it can only be asked again.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let readiness = self.readiness[index].take().expect("the member was launched");
+        // The test's own tasks go on meanwhile.
+        let is_ready = tokio::task::spawn_blocking(move || readiness.wait()).await.unwrap();
+        assert!(
+            is_ready,
+            "member {index} does not become ready: {:?}",
+            self.members[index].as_mut().unwrap().try_wait()
+        );
+        let options = Options { request_timeout: READY_WITHIN, ..self.options.clone() };
+        Client::with_options([&url], options).unwrap().health(&url).await.unwrap();
     }
 
     pub fn kill(&mut self, index: usize) {

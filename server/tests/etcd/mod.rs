@@ -5,12 +5,9 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use crate::member::{free_ports, get};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::member::{free_ports, get, readiness::Readiness};
 
 /// An etcd as a process of its own.
 pub struct Etcd {
@@ -67,9 +64,17 @@ impl Etcd {
         ]);
         command.args(["--initial-advertise-peer-urls", &peer_url, "--listen-peer-urls", &peer_url]);
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
-        let process = command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        command.args(arguments);
+        Etcd::run(command, client)
+    }
+
+    /// Returns when it serves clients.
+    fn run(mut command: Command, client: u16) -> Etcd {
+        let readiness = Readiness::of(&mut command);
+        let process = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let mut etcd = Etcd { client, process };
-        etcd.wait_until_healthy();
+        assert!(readiness.wait(), "etcd does not become ready: {:?}", etcd.process.try_wait());
+        assert_eq!(get(client, "/health").0, 200);
         etcd
     }
 
@@ -100,25 +105,11 @@ impl Etcd {
         let mut command = tool("etcd");
         command.args(cluster).args(advertised).args(["--listen-peer-urls", &peer_url]);
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
-        let process = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let mut etcd = Etcd { client, process };
-        etcd.wait_until_healthy();
-        etcd
+        Etcd::run(command, client)
     }
 
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.client)
-    }
-
-    /// There is nothing to be told by: etcd says that it is ready in its log before it is.
-    fn wait_until_healthy(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() || get(self.client, "/health").0 != 200
-        {
-            let ended = self.process.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "etcd does not become healthy; {ended:?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
     }
 }
 

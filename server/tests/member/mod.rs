@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test file uses a part of it.
 
 mod ports;
+pub mod readiness;
 
 use std::{
     cell::RefCell,
