@@ -1,5 +1,5 @@
 //! How a server tells who has started it that it is ready: as systemd is told. (sd_notify(3); etcd:
-//! `server/etcdmain/etcd.go`, notifySystemd.)
+//! `server/etcdmain/main.go`, notifySystemd.)
 
 use std::{
     os::{
