@@ -183,23 +183,25 @@ async fn change(client: &Client, key: String, round: u64, lease: LeaseId) -> cli
     client.txn(txn).await.map(|_| ())
 }
 
-/// Until the destination has as many changes as this.
-async fn moved_on(destination: &Client, by: i64) {
-    let now = destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
-    moved_on_to(destination, now + by).await;
+/// Until the store has as many changes as this from now on.
+async fn moved_on(store: &Client, by: i64) {
+    let now = store.get(Get::all().count_only()).await.unwrap().header.unwrap().revision;
+    moved_on_to(store, now + by).await;
 }
 
-async fn moved_on_to(destination: &Client, wanted: i64) {
-    until(async || destination.get(Get::all().count_only()).await.unwrap().header.unwrap().revision >= wanted).await;
+async fn moved_on_to(store: &Client, wanted: i64) {
+    happened(store, Watch::all().from_revision(wanted)).await;
 }
 
-async fn until(has_come: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !has_come().await {
-        assert!(Instant::now() < deadline, "the mirror does not go on");
-        // It is another process that writes.
-        sleep(Duration::from_millis(20)).await;
-    }
+/// Until the store has, or has had, this key.
+async fn was_put(store: &Client, key: &str) {
+    happened(store, Watch::key(key.to_string()).from_revision(1)).await;
+}
+
+async fn happened(store: &Client, watch: Watch) {
+    let mut watcher = store.watch(watch).await.unwrap();
+    let seen = timeout(SOON, watcher.next()).await.expect("it comes in time").unwrap();
+    assert!(!seen.events.is_empty());
 }
 
 /// Writes, mirrors, kills the mirror again and again, and the source once; then stops the writer.
@@ -236,7 +238,7 @@ async fn a_mirror_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     let mirror = Mirror::start(&source, &destination, &[]);
     source.client().put(Put::new("first", "v")).await.unwrap();
     let to = destination.client();
-    until(async || to.get(Get::key("first")).await.unwrap().count == 1).await;
+    was_put(&to, "first").await;
     drop(mirror);
     write_and_mirror(&mut source, &destination, &LONG_LEASES).await;
     assert_equal(&cut_over(&source, &destination, &[]));
@@ -314,7 +316,8 @@ async fn what_the_source_has_compacted_meanwhile_is_copied_again() {
         from.put(Put::new(format!("k{key:02}"), vec![b'v'; 100_000])).await.unwrap();
     }
     let mirror = Mirror::start(&source, &destination, &[]);
-    moved_on(&to, 3).await;
+    // The second of three portions.
+    was_put(&to, "k10").await;
     drop(mirror);
     from.delete(Delete::new(client::Keys::range("k05", "k20"))).await.unwrap();
     let last = from.put(Put::new("k21", "changed")).await.unwrap().header.unwrap().revision;
@@ -426,7 +429,7 @@ async fn what_would_harm_is_refused() {
     assert_eq!(to.get(Get::key("other")).await.unwrap().count, 1, "nothing was done");
     drop(Mirror::start(&source, &destination, &["--overwrite"]));
     let mirror = Mirror::start(&source, &destination, &["--overwrite"]);
-    moved_on(&to, 1).await;
+    was_put(&to, "k").await;
     drop(mirror);
     assert_eq!(contents(&to).await, contents(&from).await);
 
@@ -444,7 +447,7 @@ async fn a_difference_is_named() {
     let (from, to) = (source.client(), destination.client());
     from.put(Put::new("k", "v")).await.unwrap();
     let mirror = Mirror::start(&source, &destination, &[]);
-    moved_on(&to, 2).await;
+    was_put(&to, "k").await;
     drop(mirror);
     to.put(Put::new("k", "changed by hand")).await.unwrap();
     let output = cut_over(&source, &destination, &[]);
@@ -505,7 +508,7 @@ async fn each_side_is_shown_its_own_certificate_and_user() {
     let flags = [shows("from", &authorities[0], &issued[0], "one"), shows("to", &authorities[1], &issued[1], "two")];
     let flags: Vec<&str> = flags.iter().flatten().map(String::as_str).collect();
     let mirror = Mirror::start(&source, &destination, &flags);
-    moved_on(&to, 1).await;
+    was_put(&to, "k/0").await;
     from.put(Put::new("later", "v")).await.unwrap();
     drop(mirror);
 
