@@ -10,6 +10,7 @@
 //! discovery/, join.rs                          who the other members are: of a new cluster, of one that runs
 //! member.rs                                    store, Raft node and services put together
 //! start.rs, systemd.rs                         a member's life as a process; the end in order
+//! workers.rs                                   how many of the process's threads work
 //! listen.rs, tls/, guard/                      ports, Unix sockets, TLS, and clients that do harm
 //! serve.rs, grpc.rs, too_large.rs, http.rs     listeners, gRPC and HTTP on one port
 //! admit.rs, checks.rs, quota.rs, context.rs    before a request; what all services share
@@ -90,6 +91,7 @@ mod unary;
 mod urls;
 mod version;
 mod watch;
+pub mod workers;
 
 /// The release of etcd whose behaviour this is.
 pub const ETCD_VERSION: &str = "3.7.1";

@@ -1,0 +1,213 @@
+//! As many of the runtime's threads at work as the load needs.
+//!
+//! A task that wakes two others has tokio wake another thread for the second one, which often is done before that thread
+//! runs: two switches of threads, of 15 to 28 µs each, for a poll of one. So a thread that is not needed is kept from
+//! being woken: a task of ours blocks it, which to the runtime is a long poll.
+//!
+//! ```text
+//!           in a WINDOW the threads were busy for less than FEW of the time of one thread fewer
+//!   working ──────────────────────────────────────────────────────────────────────────────────▶ resting
+//!           ◀──────────────────────────────────────────────────────────────────────────────────
+//!           for a LOOK no thread has waited for something to do
+//! ```
+//!
+//! Nobody is told that all threads are busy, so one of those that rest looks: seldom where nothing is done.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::{Runtime, RuntimeMetrics},
+    sync::watch,
+    time::sleep,
+};
+
+/// For as long all threads that work may be busy while others rest.
+const LOOK: Duration = Duration::from_millis(2);
+/// The same where there is little to do: threads have begun or ended to wait less often than this since the last look.
+const LOOK_IDLE: Duration = Duration::from_millis(16);
+const LITTLE: u64 = 8;
+const WINDOW: Duration = Duration::from_millis(20);
+const FEW: f64 = 0.8;
+
+/// Threads rest until this is dropped. The runtime cannot be shut down before.
+pub struct Resting {
+    _end: Sender<()>,
+    #[cfg(test)]
+    working: watch::Receiver<usize>,
+}
+
+struct Workers {
+    metrics: RuntimeMetrics,
+    working: watch::Sender<usize>,
+    /// Held by the one that looks.
+    end: Mutex<Receiver<()>>,
+}
+
+/// Lets threads of the runtime rest where fewer can do what there is to do.
+pub fn rest_when_idle(runtime: &Runtime) -> Resting {
+    let metrics = runtime.metrics();
+    let all = metrics.num_workers();
+    let (end, ended) = mpsc::channel();
+    let workers = Arc::new(Workers { metrics, working: watch::Sender::new(all), end: Mutex::new(ended) });
+    for _ in 1..all {
+        runtime.spawn(rest(workers.clone()));
+    }
+    Resting {
+        _end: end,
+        #[cfg(test)]
+        working: workers.working.subscribe(),
+    }
+}
+
+/// Blocks the thread it runs on, again and again, for as long as that is not needed.
+async fn rest(workers: Arc<Workers>) {
+    let mut is_over = false;
+    while !is_over {
+        let (begin, before) = (Instant::now(), workers.busy());
+        // What happens in a while is seen when it has passed.
+        sleep(WINDOW).await;
+        let busy = workers.busy().saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
+        if workers.leave(busy) {
+            // Of two tasks the second has the first put where others find it, and wakes a thread. That takes over this
+            // thread's queue, and when it waits again, it waits for sockets and timers, as this one may have done.
+            tokio::spawn(async {});
+            tokio::spawn(async {});
+            is_over = workers.wait_until_needed();
+            workers.working.send_modify(|working| *working += 1);
+        }
+    }
+}
+
+impl Workers {
+    /// What all threads together have been busy for. The time that one rested is added when it ends: it works for a
+    /// `WINDOW` at least.
+    fn busy(&self) -> Duration {
+        (0..self.metrics.num_workers()).map(|worker| self.metrics.worker_total_busy_duration(worker)).sum()
+    }
+
+    /// Whether one thread fewer can do what so many were `busy` with.
+    fn leave(&self, busy: f64) -> bool {
+        self.working.send_if_modified(|working| {
+            let can = *working > 1 && busy < FEW * (*working - 1) as f64;
+            *working -= usize::from(can);
+            can
+        })
+    }
+
+    /// Blocks until all threads that work are busy; or until the end, and then it is true.
+    fn wait_until_needed(&self) -> bool {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut look = LOOK;
+        let mut before = self.waits();
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(look) {
+            let now = self.waits();
+            if now == before && now.iter().all(|changes| changes.is_multiple_of(2)) {
+                return false;
+            }
+            let changes = now.iter().sum::<u64>() - before.iter().sum::<u64>();
+            look = if changes < LITTLE { (2 * look).min(LOOK_IDLE) } else { LOOK };
+            before = now;
+        }
+        true
+    }
+
+    /// How often each thread has begun or ended to wait for something to do: odd while it waits. One that rests does not.
+    fn waits(&self) -> Vec<u64> {
+        (0..self.metrics.num_workers()).map(|worker| self.metrics.worker_park_unpark_count(worker)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// A runtime that is stuck keeps no time either.
+    fn soon(test: impl FnOnce() + Send + 'static) {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            test();
+            done.send(())
+        });
+        is_done.recv_timeout(SOON).expect("it ends");
+    }
+
+    fn runtime(threads: usize) -> Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap()
+    }
+
+    async fn all_rest_but_one(resting: &mut Resting) {
+        resting.working.wait_for(|working| *working == 1).await.unwrap();
+    }
+
+    #[test]
+    fn one_thread_works_where_there_is_nothing_to_do_and_all_where_each_has_something() {
+        soon(|| {
+            for threads in [1, 2, 4] {
+                let runtime = runtime(threads);
+                let mut resting = rest_when_idle(&runtime);
+                for _ in 0..3 {
+                    runtime.block_on(async {
+                        all_rest_but_one(&mut resting).await;
+                        // None goes on before each has its thread.
+                        let barrier = Arc::new(Barrier::new(threads));
+                        let tasks = (0..threads).map(|_| {
+                            let barrier = barrier.clone();
+                            tokio::spawn(async move { barrier.wait() })
+                        });
+                        for task in tasks.collect::<Vec<_>>() {
+                            task.await.unwrap();
+                        }
+                    });
+                }
+                drop(resting);
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_left_in_the_queue_of_a_thread_that_rests() {
+        soon(|| {
+            let runtime = runtime(2);
+            let mut resting = rest_when_idle(&runtime);
+            runtime.block_on(async {
+                for _ in 0..20 {
+                    let barrier = Arc::new(tokio::sync::Barrier::new(16));
+                    let tasks = (0..16).map(|_| {
+                        let barrier = barrier.clone();
+                        tokio::spawn(async move {
+                            for _ in 0..200 {
+                                barrier.wait().await;
+                            }
+                        })
+                    });
+                    for task in tasks.collect::<Vec<_>>() {
+                        task.await.unwrap();
+                    }
+                    all_rest_but_one(&mut resting).await;
+                }
+            });
+            drop(resting);
+        });
+    }
+
+    #[test]
+    fn the_end_wakes_those_that_rest() {
+        soon(|| {
+            let runtime = runtime(4);
+            let mut resting = rest_when_idle(&runtime);
+            runtime.block_on(all_rest_but_one(&mut resting));
+            drop(resting);
+            drop(runtime);
+        });
+    }
+}
