@@ -4,7 +4,7 @@ mod binaries;
 
 use std::{fs, path::Path};
 
-const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/histories/register.jsonl");
+const KEPT: &str = "tests/histories/register.jsonl";
 
 /// The kept history with one text in the place of another.
 fn changed(dir: &Path, from: &str, to: &str) -> String {

@@ -40,7 +40,7 @@ fn at(view: &str, key: &str) -> String {
 
 async fn screenshot(page: &mut Page, name: &str) {
     if std::env::var_os("PINTLE_REWRITE").is_some() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/console").join(name);
+        let file = Path::new("../docs/console").join(name);
         page.screenshot(&file).await;
         let bytes = std::fs::metadata(&file).unwrap().len();
         assert!(bytes < 150 << 10, "{name} has {bytes} bytes");

@@ -31,6 +31,7 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 
 pub const ELECTION: Duration = Duration::from_millis(500);
+const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// Held by the store: the channel closes when the store does.
 struct Open(#[allow(dead_code, reason = "only its end is of use")] mpsc::Sender<()>);
@@ -59,10 +60,22 @@ pub struct Running {
 }
 
 impl Drop for Cluster {
+    /// The process may end next, and with it what is RocksDB's for all stores: each is closed before. A test that fails
+    /// may keep one open, and is not to hang.
     fn drop(&mut self) {
-        for running in self.running.drain(..).flatten() {
-            running.runtime.shutdown_background();
+        let (ended, ends) = std::sync::mpsc::channel::<()>();
+        for Running { node, store, mut closed, runtime } in self.running.drain(..).flatten() {
+            drop((node, store));
+            runtime.shutdown_background();
+            let ended = ended.clone();
+            // A task may not block.
+            std::thread::spawn(move || {
+                closed.blocking_recv();
+                drop(ended);
+            });
         }
+        drop(ended);
+        let _ = ends.recv_timeout(CLOSE_MAX);
     }
 }
 

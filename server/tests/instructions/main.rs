@@ -48,7 +48,7 @@ fn is_asked_for() -> bool {
 
 fn check() -> anyhow::Result<()> {
     anyhow::ensure!(!cfg!(debug_assertions), "what is recorded is of the release profile: cargo test --release");
-    let recorded_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/instructions/recorded.txt");
+    let recorded_in = Path::new("tests/instructions/recorded.txt");
     let profiles = Path::new(env!("CARGO_TARGET_TMPDIR")).join("instructions");
     let dir = tempfile::tempdir()?;
     let found = counts::count((COUNTED_IN, dir.path()), &profiles)?;
