@@ -62,7 +62,7 @@ pub fn run_one(arguments: &Arguments, seed: u64) -> Result<()> {
         verdict.markers.iter().for_each(|(name, times)| println!("    {name}: {times}"));
     }
     // Not by returning: RocksDB's threads and whatever else is left end with the process.
-    std::process::exit(if verdict.violation.is_some() { 1 } else { 0 });
+    server::start::end(if verdict.violation.is_some() { 1 } else { 0 });
 }
 
 impl Arguments {

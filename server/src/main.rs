@@ -72,19 +72,12 @@ fn main() -> ExitCode {
         }
     };
     match run(config) {
-        Ok(()) => end(libc::EXIT_SUCCESS),
+        Ok(()) => start::end(libc::EXIT_SUCCESS),
         Err(error) => {
             tracing::error!(target: logging::FATAL, "{error:#}");
-            end(libc::EXIT_FAILURE)
+            start::end(libc::EXIT_FAILURE)
         }
     }
-}
-
-/// Ends the process at once. An exit in the usual way destroys what RocksDB has for all stores, and a thread that still
-/// works in one, on a defragmentation for example, then aborts the process.
-fn end(code: i32) -> ! {
-    // SAFETY: it may be called at any time.
-    unsafe { libc::_exit(code) }
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
