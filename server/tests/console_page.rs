@@ -125,6 +125,7 @@ async fn work(kv: &mut KvClient<Channel>, seconds: u64) {
             kv.range(range).await.unwrap();
         }
         turn += 1;
+        // A delay, and nobody's event: a rate that rises and falls is what the plots are to show.
         tokio::time::sleep(std::time::Duration::from_millis(u64::from(10 + turn / 10 % 30))).await;
     }
 }
