@@ -82,9 +82,8 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let resting = workers::rest_when_idle(&runtime);
+    workers::rest_when_idle(&runtime);
     let ended = runtime.block_on(start::run(config, release_memory));
-    drop(resting);
     // So that the store is closed before the process ends; a read that still blocks then has nobody to answer.
     runtime.shutdown_timeout(CLOSE_MAX);
     ended

@@ -11,13 +11,12 @@
 //!           for a LOOK no thread has waited for something to do
 //! ```
 //!
-//! Nobody is told that all threads are busy, so one of those that rest looks: seldom where nothing is done.
+//! Nobody is told that all threads are busy, so one of those that rest looks: seldom where nothing is done. Where the
+//! runtime shuts down, its other threads end, which looks as if they were busy, and so those that rest end, too.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,40 +34,27 @@ const LITTLE: u64 = 8;
 const WINDOW: Duration = Duration::from_millis(20);
 const FEW: f64 = 0.8;
 
-/// Threads rest until this is dropped. The runtime cannot be shut down before.
-pub struct Resting {
-    _end: Sender<()>,
-    #[cfg(test)]
-    working: watch::Receiver<usize>,
-}
-
 struct Workers {
     metrics: RuntimeMetrics,
     working: watch::Sender<usize>,
     /// Held by the one that looks.
-    end: Mutex<Receiver<()>>,
+    looking: Mutex<()>,
 }
 
-/// Lets threads of the runtime rest where fewer can do what there is to do.
-pub fn rest_when_idle(runtime: &Runtime) -> Resting {
+/// Lets threads of the runtime rest where fewer can do what there is to do. How many work is told as it changes.
+pub fn rest_when_idle(runtime: &Runtime) -> watch::Receiver<usize> {
     let metrics = runtime.metrics();
     let all = metrics.num_workers();
-    let (end, ended) = mpsc::channel();
-    let workers = Arc::new(Workers { metrics, working: watch::Sender::new(all), end: Mutex::new(ended) });
+    let workers = Arc::new(Workers { metrics, working: watch::Sender::new(all), looking: Mutex::new(()) });
     for _ in 1..all {
         runtime.spawn(rest(workers.clone()));
     }
-    Resting {
-        _end: end,
-        #[cfg(test)]
-        working: workers.working.subscribe(),
-    }
+    workers.working.subscribe()
 }
 
 /// Blocks the thread it runs on, again and again, for as long as that is not needed.
 async fn rest(workers: Arc<Workers>) {
-    let mut is_over = false;
-    while !is_over {
+    loop {
         let (begin, before) = (Instant::now(), workers.busy());
         // What happens in a while is seen when it has passed.
         sleep(WINDOW).await;
@@ -78,7 +64,7 @@ async fn rest(workers: Arc<Workers>) {
             // thread's queue, and when it waits again, it waits for sockets and timers, as this one may have done.
             tokio::spawn(async {});
             tokio::spawn(async {});
-            is_over = workers.wait_until_needed();
+            workers.wait_until_needed();
             workers.working.send_modify(|working| *working += 1);
         }
     }
@@ -100,21 +86,22 @@ impl Workers {
         })
     }
 
-    /// Blocks until all threads that work are busy; or until the end, and then it is true.
-    fn wait_until_needed(&self) -> bool {
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Blocks until all threads that work are busy.
+    fn wait_until_needed(&self) {
+        let _only = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut look = LOOK;
         let mut before = self.waits();
-        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(look) {
+        loop {
+            // A delay: that a thread has been busy for as long, no event tells.
+            thread::sleep(look);
             let now = self.waits();
             if now == before && now.iter().all(|changes| changes.is_multiple_of(2)) {
-                return false;
+                return;
             }
             let changes = now.iter().sum::<u64>() - before.iter().sum::<u64>();
             look = if changes < LITTLE { (2 * look).min(LOOK_IDLE) } else { LOOK };
             before = now;
         }
-        true
     }
 
     /// How often each thread has begun or ended to wait for something to do: odd while it waits. One that rests does not.
@@ -125,7 +112,7 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Barrier, thread};
+    use std::sync::{Barrier, mpsc};
 
     use super::*;
 
@@ -145,8 +132,8 @@ mod tests {
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap()
     }
 
-    async fn all_rest_but_one(resting: &mut Resting) {
-        resting.working.wait_for(|working| *working == 1).await.unwrap();
+    async fn all_rest_but_one(working: &mut watch::Receiver<usize>) {
+        working.wait_for(|working| *working == 1).await.unwrap();
     }
 
     #[test]
@@ -154,10 +141,10 @@ mod tests {
         soon(|| {
             for threads in [1, 2, 4] {
                 let runtime = runtime(threads);
-                let mut resting = rest_when_idle(&runtime);
+                let mut working = rest_when_idle(&runtime);
                 for _ in 0..3 {
                     runtime.block_on(async {
-                        all_rest_but_one(&mut resting).await;
+                        all_rest_but_one(&mut working).await;
                         // None goes on before each has its thread.
                         let barrier = Arc::new(Barrier::new(threads));
                         let tasks = (0..threads).map(|_| {
@@ -169,7 +156,6 @@ mod tests {
                         }
                     });
                 }
-                drop(resting);
             }
         });
     }
@@ -178,7 +164,7 @@ mod tests {
     fn nothing_is_left_in_the_queue_of_a_thread_that_rests() {
         soon(|| {
             let runtime = runtime(2);
-            let mut resting = rest_when_idle(&runtime);
+            let mut working = rest_when_idle(&runtime);
             runtime.block_on(async {
                 for _ in 0..20 {
                     let barrier = Arc::new(tokio::sync::Barrier::new(16));
@@ -193,10 +179,9 @@ mod tests {
                     for task in tasks.collect::<Vec<_>>() {
                         task.await.unwrap();
                     }
-                    all_rest_but_one(&mut resting).await;
+                    all_rest_but_one(&mut working).await;
                 }
             });
-            drop(resting);
         });
     }
 
@@ -204,9 +189,8 @@ mod tests {
     fn the_end_wakes_those_that_rest() {
         soon(|| {
             let runtime = runtime(4);
-            let mut resting = rest_when_idle(&runtime);
-            runtime.block_on(all_rest_but_one(&mut resting));
-            drop(resting);
+            let mut working = rest_when_idle(&runtime);
+            runtime.block_on(all_rest_but_one(&mut working));
             drop(runtime);
         });
     }
