@@ -41,9 +41,9 @@ pub struct Arguments {
     /// Where stores stand; a directory in memory is fastest
     #[arg(long, default_value = "/dev/shm")]
     folder: PathBuf,
-    /// Real minutes after which a seed counts as hanging
-    #[arg(long, default_value_t = 30.0)]
-    patience: f64,
+    /// Real minutes after which a seed counts as hanging; 30 and a tenth of the simulated ones, unless it is said
+    #[arg(long)]
+    patience: Option<f64>,
 }
 
 /// Runs one seed in this process. Not within a runtime.
@@ -186,7 +186,8 @@ async fn in_process(program: &Path, arguments: &Arguments, seed: u64) -> Result<
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let patience = Duration::from_secs_f64(arguments.patience * 60.0);
+    let minutes = arguments.patience.unwrap_or(30.0 + arguments.minutes / 10.0);
+    let patience = Duration::from_secs_f64(minutes * 60.0);
     let output = match tokio::time::timeout(patience, child.wait_with_output()).await {
         Ok(output) => output?,
         Err(_) => bail!("no verdict after {patience:?}"),
