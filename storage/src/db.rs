@@ -180,6 +180,19 @@ impl Db {
         if let Some(point) = point {
             options.set_snapshot(point);
         }
+        self.cursor_with(family, options)
+    }
+
+    /// A cursor at the first key of a column family, to read all of it once: the cache keeps what others read.
+    pub fn scan(&self, family: &'static str) -> Cursor<'_> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        let mut cursor = self.cursor_with(family, options);
+        cursor.seek(b"");
+        cursor
+    }
+
+    fn cursor_with(&self, family: &'static str, options: ReadOptions) -> Cursor<'_> {
         Cursor { raw: self.raw.raw_iterator_cf_opt(self.cf(family), options), db: self }
     }
 
