@@ -17,7 +17,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::sleep;
 
 use super::{
-    nemesis::{self, Nemesis},
+    nemesis::{self, Mixed, Nemesis},
     nodes::{Nodes, Options},
 };
 use crate::{
@@ -29,8 +29,9 @@ use crate::{
 
 /// How long writes may fail after healing before the round is lost.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
-/// The one nemesis that this comparison of whole histories cannot stand.
+/// The one nemesis that this comparison of whole histories cannot stand, and one that has it among others.
 const COMPACTS: &str = "compaction-storm";
+const MIXED: &str = "mixed";
 const WATCHERS: usize = 3;
 const WRITES_BEFORE: std::ops::Range<u64> = 10..150;
 
@@ -80,9 +81,8 @@ struct Common {
 /// Any nemesis.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let nemeses = match arguments.nemesis.as_str() {
-        "all" => nemesis::all().into_iter().filter(|nemesis| nemesis.name() != COMPACTS).collect(),
-        COMPACTS => bail!("{COMPACTS} compacts what the comparison here has not seen yet: use `pintle-jepsen test`"),
-        name => vec![nemesis::by_name(name)?],
+        "all" => nemesis::names().into_iter().filter(|name| *name != COMPACTS).map(by_name).collect::<Result<_>>()?,
+        name => vec![by_name(name)?],
     };
     let mut failed = Vec::new();
     for nemesis in nemeses {
@@ -94,6 +94,14 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     }
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
+}
+
+fn by_name(name: &str) -> Result<Box<dyn Nemesis>> {
+    match name {
+        COMPACTS => bail!("{COMPACTS} compacts what the comparison here has not seen yet: use `pintle-jepsen test`"),
+        MIXED => Ok(Box::new(Mixed::without(COMPACTS))),
+        name => nemesis::by_name(name),
+    }
 }
 
 /// Power cuts, without a pause between a cut and the start.

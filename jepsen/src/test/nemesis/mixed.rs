@@ -49,8 +49,17 @@ const FAIL_DISKS: &[&str] = &["sync-error", "bad-sectors", "fdatasync-error", "f
 
 #[derive(Default)]
 pub struct Mixed {
+    /// One that is never drawn.
+    left_out: Option<&'static str>,
     /// In the order in which they struck.
     at_work: Vec<Box<dyn Nemesis>>,
+}
+
+impl Mixed {
+    /// All but one of those that go with any other.
+    pub fn without(name: &'static str) -> Mixed {
+        Mixed { left_out: Some(name), ..Mixed::default() }
+    }
 }
 
 impl Nemesis for Mixed {
@@ -67,7 +76,7 @@ impl Nemesis for Mixed {
     fn strike<'a>(&'a mut self, nodes: &'a mut Nodes, random: &'a mut StdRng) -> BoxFuture<'a, Result<Fault>> {
         async move {
             let (at, mut victims, mut descriptions) = (Instant::now(), Vec::new(), Vec::new());
-            for name in draw(random) {
+            for name in draw(random, self.left_out) {
                 self.at_work.push(by_name(name)?);
                 let nemesis = self.at_work.last_mut().expect("one was added");
                 let fault = nemesis.strike(nodes, random).await?;
@@ -99,11 +108,12 @@ impl Nemesis for Mixed {
 }
 
 /// The faults of one strike: what goes along, and one that may take members away.
-fn draw(random: &mut StdRng) -> Vec<&'static str> {
+fn draw(random: &mut StdRng, left_out: Option<&str>) -> Vec<&'static str> {
+    let beside: Vec<_> = BESIDE.iter().copied().filter(|name| left_out != Some(*name)).collect();
     let main = *MAIN.choose(random).expect("there are some");
     let mut drawn = Vec::new();
     if random.random_bool(0.4) && !FAIL_DISKS.contains(&main) {
-        drawn.push(*BESIDE.choose(random).expect("there are some"));
+        drawn.push(*beside.choose(random).expect("there are some"));
     }
     // A change of the members is asked for, and answered: a leader must be had over the links.
     if random.random_bool(0.4) && !main.starts_with("partition") && main != "add-remove-member" {
@@ -126,7 +136,7 @@ mod tests {
         let mut random = StdRng::seed_from_u64(1);
         let mut seen = BTreeSet::new();
         for _ in 0..2000 {
-            let drawn = draw(&mut random);
+            let drawn = draw(&mut random, None);
             assert_eq!(drawn.iter().filter(|name| MAIN.contains(name)).count(), 1, "{drawn:?}");
             let links = drawn.iter().filter(|name| name.ends_with("-links")).count();
             let partitions = drawn.iter().filter(|name| name.starts_with("partition")).count();
@@ -134,6 +144,14 @@ mod tests {
             seen.extend(drawn);
         }
         assert_eq!(seen.len(), MAIN.len() + BESIDE.len() + BESIDE_LINKS.len());
+    }
+
+    #[test]
+    fn what_is_left_out_is_never_drawn() {
+        let mut random = StdRng::seed_from_u64(1);
+        let seen: BTreeSet<_> = (0..2000).flat_map(|_| draw(&mut random, Some("compaction-storm"))).collect();
+        assert_eq!(seen.len(), MAIN.len() + BESIDE.len() - 1 + BESIDE_LINKS.len());
+        assert!(!seen.contains("compaction-storm"));
     }
 
     #[test]

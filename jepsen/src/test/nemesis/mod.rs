@@ -26,6 +26,7 @@ use rand::rngs::StdRng;
 
 use super::nodes::{Needs, Nodes, damage};
 use files::Files;
+pub use mixed::Mixed;
 use network::{Kind, Network};
 use snapshots::DamagedSnapshot;
 use system_call::SystemCall;
@@ -114,15 +115,11 @@ const ALL: &[(&str, fn() -> Box<dyn Nemesis>)] = &[
     ("lagging-member", || Box::new(members::Lag::default())),
     ("snapshot-bit-flip", || Box::new(DamagedSnapshot::new(damage::Kind::Flip))),
     ("snapshot-truncation", || Box::new(DamagedSnapshot::new(damage::Kind::Cut))),
-    ("mixed", || Box::new(mixed::Mixed::default())),
+    ("mixed", || Box::new(Mixed::default())),
 ];
 
 pub fn names() -> Vec<&'static str> {
     ALL.iter().map(|(name, _)| *name).collect()
-}
-
-pub fn all() -> Vec<Box<dyn Nemesis>> {
-    ALL.iter().map(|(_, make)| make()).collect()
 }
 
 pub fn by_name(name: &str) -> Result<Box<dyn Nemesis>> {
