@@ -6,11 +6,7 @@
 //! ```
 //! Handing a batch to a thread and its answers back takes two wakeups, which is longer than most batches take.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::Path, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
 use openraft::{
@@ -28,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     log::Log,
+    network::transfer::Checkpoint,
     roster::Roster,
     types::{Entry, LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, position},
 };
@@ -40,8 +37,8 @@ const BATCH_BYTES: usize = 4 << 20;
 pub enum SnapshotData {
     /// This node's own: a checkpoint of the store is made when it is sent.
     Own,
-    /// Received from the leader, complete and synced.
-    Received(PathBuf),
+    /// Received from the leader, complete and synced. Whoever sent it may have gone before it is installed.
+    Received(Checkpoint),
 }
 
 /// What entries came to, each with who waits for it.
@@ -49,7 +46,7 @@ type Answers = Vec<(ApplyResponder<TypeConfig>, Outcome)>;
 
 enum Job {
     Apply(Batch, oneshot::Sender<Result<Answers, StorageError>>),
-    Install(PathBuf, oneshot::Sender<Result<Applied, io::Error>>),
+    Install(Checkpoint, oneshot::Sender<Result<Applied, io::Error>>),
 }
 
 /// Entries that are to be applied, with who waits for each.
@@ -87,7 +84,7 @@ impl StateMachine {
             while let Some(job) = received.recv().await {
                 match job {
                     Job::Apply(batch, done) => drop(done.send(of_worker.lock().apply(batch))),
-                    Job::Install(dir, done) => drop(done.send(of_worker.lock().install(&dir))),
+                    Job::Install(received, done) => drop(done.send(of_worker.lock().install(&received.0))),
                 }
             }
         })?;
@@ -234,13 +231,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
-        let SnapshotData::Received(dir) = snapshot else {
+        let SnapshotData::Received(received) = snapshot else {
             return Err(io::Error::other("a snapshot of this node itself was to be installed"));
         };
         if let Some(last) = meta.last_log_id {
             self.log.note_installation(last).await.map_err(io::Error::other)?;
         }
-        let applied = self.run(|done| Job::Install(dir, done)).await??;
+        let applied = self.run(|done| Job::Install(received, done)).await??;
         match applied_id(&applied) == meta.last_log_id {
             true => Ok(()),
             false => Err(io::Error::other(format!("the snapshot ends at {applied:?}, and not at {meta}"))),

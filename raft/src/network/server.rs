@@ -149,7 +149,7 @@ impl peer_server::Peer for PeerService {
             last_log_id: received.begin.last.map(id_from_wire),
             last_membership: stored_from_wire(membership)?,
         };
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received.checkpoint.0.clone()) };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received.checkpoint) };
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(unavailable)?;
         Ok(Response::new(peer::SnapshotResponse { vote: Some(vote_to_wire(&response.vote)) }))
     }
