@@ -102,16 +102,10 @@ async fn leadership_is_handed_over() {
     put_on(cluster.node(leader), "a", "2").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_far_behind_gets_a_snapshot() {
-    let mut cluster = Cluster::start(3).await;
-    let leader = cluster.leader().await;
-    let late = (leader + 1) % 3;
-    put_on(cluster.node(leader), "first", "1").await;
-    cluster.crash(late).await;
-    // More than what is kept of the log once the store has been flushed.
+/// Writes more than what is kept of the log once the store has been flushed. Who led then.
+async fn leave_behind(cluster: &Cluster) -> usize {
     let value_bytes = Bytes::from(vec![7; 16 << 10]);
-    let leader = loop {
+    loop {
         let leader = cluster.leader().await;
         let node = cluster.node(leader).clone();
         let puts = (0..12_000).map(|i| {
@@ -124,9 +118,19 @@ async fn a_member_far_behind_gets_a_snapshot() {
         ))
         .await;
         if results.iter().all(Result::is_ok) {
-            break leader;
+            return leader;
         }
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_far_behind_gets_a_snapshot() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let late = (leader + 1) % 3;
+    put_on(cluster.node(leader), "first", "1").await;
+    cluster.crash(late).await;
+    let leader = leave_behind(&cluster).await;
     cluster.start_node(late).await;
     cluster.node(late).read_index().await.unwrap();
     assert_eq!(value(cluster.store(late), "first").unwrap(), "1");
@@ -140,6 +144,52 @@ async fn a_member_far_behind_gets_a_snapshot() {
     cluster.start_node(late).await;
     cluster.node(late).read_index().await.unwrap();
     assert_eq!(value(cluster.store(late), "last").unwrap(), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_takes_its_time_on_a_narrow_link() {
+    let mut cluster = Cluster::start(3).await;
+    let late = (cluster.leader().await + 1) % 3;
+    put_on(cluster.node((late + 1) % 3), "first", "1").await;
+    cluster.crash(late).await;
+    leave_behind(&cluster).await;
+    cluster.links.far.set(cluster.url(late)).unwrap();
+    cluster.start_node(late).await;
+    timeout(60 * ELECTION, cluster.node(late).read_index()).await.unwrap().unwrap();
+    assert_eq!(value(cluster.store(late), "first").unwrap(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_installed_though_its_sender_has_gone() {
+    let mut cluster = Cluster::start(3).await;
+    let late = (cluster.leader().await + 1) % 3;
+    put_on(cluster.node((late + 1) % 3), "first", "1").await;
+    cluster.crash(late).await;
+    let leader = leave_behind(&cluster).await;
+    let disk = HoldingDisk::new();
+    let (dir, addresses) = (cluster.dirs[late].path().to_path_buf(), cluster.addresses.clone());
+    let running = try_start_member_on(Arc::new(disk.clone()), &dir, late, &addresses, 3).await.unwrap();
+    cluster.running[late] = Some(running);
+    let received = dir.join("member").join("snapshots");
+    until(|| fs::read_dir(&received).unwrap().next().is_some()).await;
+    // It is noted in the log before it is installed: that is held.
+    let files = disk.0.receiver_count();
+    disk.0.send_replace(Syncs::Held);
+    until(|| disk.0.receiver_count() > files).await;
+    cluster.crash(leader).await;
+    disk.0.send_replace(Syncs::Done);
+    timeout(60 * ELECTION, cluster.node(late).read_index()).await.unwrap().unwrap();
+    assert_eq!(value(cluster.store(late), "first").unwrap(), "1");
+}
+
+/// Waits for what another thread does and tells nobody.
+async fn until(is_so: impl Fn() -> bool) {
+    let asked = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(60 * ELECTION, asked).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,6 +51,9 @@ use crate::{
 };
 
 const WINDOW_BYTES: u32 = 4 << 20;
+/// The silence that ends a snapshot, in election timeouts: what asks whether the other side is there stands behind
+/// megabytes of the snapshot, on a link that may be slow.
+const SNAPSHOT_SILENCES: u32 = 20;
 
 pub type Client = PeerClient<InterceptedService<PeerChannel, Stamp>>;
 
@@ -126,9 +129,10 @@ impl Peers {
         self.forwarding.lock().retain(|id, _| membership.get_node(id).is_some());
     }
 
-    /// A client that connects when it is used first, and anew when the connection is lost.
-    fn connect(&self, target: u64, urls: &[String]) -> Client {
-        let channel = self.reach.channel(&self.endpoint(), urls);
+    /// A client that connects when it is used first, and anew when the connection is lost, or nothing is heard on it for
+    /// so long.
+    fn connect(&self, target: u64, urls: &[String], silence: Duration) -> Client {
+        let channel = self.reach.channel(&self.endpoint(silence), urls);
         let hex = |id: u64| AsciiMetadataValue::try_from(format!("{id:x}")).expect("hexadecimal digits are ASCII");
         let stamp = Stamp { cluster: hex(self.cluster), member: hex(target), from: hex(self.member) };
         PeerClient::with_interceptor(channel, stamp)
@@ -136,8 +140,8 @@ impl Peers {
             .max_encoding_message_size(usize::MAX)
     }
 
-    fn endpoint(&self) -> Endpoint {
-        let interval = self.election_timeout / KEEP_ALIVE_PARTS;
+    fn endpoint(&self, silence: Duration) -> Endpoint {
+        let interval = silence / KEEP_ALIVE_PARTS;
         // What stands in requests only: where to connect to, and how, is with `connect`.
         Endpoint::from_static("http://member")
             .connect_timeout(self.election_timeout)
@@ -171,7 +175,7 @@ impl Peers {
         match clients.get(&target) {
             Some((urls, client)) if *urls == peer.urls => client.clone(),
             _ => {
-                let client = self.connect(target, &peer.urls);
+                let client = self.connect(target, &peer.urls, self.election_timeout);
                 clients.insert(target, (peer.urls.clone(), client.clone()));
                 client
             }
@@ -184,7 +188,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 
     /// Each of replication, heartbeats and snapshots has a connection of its own, so that none waits behind another.
     async fn new_client(&mut self, target: u64, peer: &Peer) -> Connection {
-        Connection { peers: self.clone(), target, client: self.connect(target, &peer.urls), urls: peer.urls.clone() }
+        Connection::new(self.clone(), target, peer.urls.clone())
     }
 }
 
@@ -192,19 +196,30 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
 pub struct Connection {
     peers: Peers,
     target: u64,
-    client: Client,
     urls: Vec<String>,
+    client: Client,
+    for_snapshots: Client,
 }
 
 impl Connection {
-    fn client(&mut self) -> &mut Client {
+    fn new(peers: Peers, target: u64, urls: Vec<String>) -> Connection {
+        let client = peers.connect(target, &urls, peers.election_timeout);
+        let for_snapshots = peers.connect(target, &urls, SNAPSHOT_SILENCES * peers.election_timeout);
+        Connection { peers, target, urls, client, for_snapshots }
+    }
+
+    /// With the URLs that the member has now.
+    fn newest(&mut self) -> &mut Connection {
         if let Some(urls) = self.peers.newest_urls(self.target)
             && urls != self.urls
         {
-            self.client = self.peers.connect(self.target, &urls);
-            self.urls = urls;
+            *self = Connection::new(self.peers.clone(), self.target, urls);
         }
-        &mut self.client
+        self
+    }
+
+    fn client(&mut self) -> &mut Client {
+        &mut self.newest().client
     }
 
     fn told(&self) -> Told {
@@ -416,7 +431,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let began = Instant::now();
         meter.peer(target, PeerEvent::SnapshotSends);
         let told = |is_done| meter.peer(target, PeerEvent::SnapshotSent { took: began.elapsed(), is_done });
-        let mut client = self.client().clone();
+        let mut client = self.newest().for_snapshots.clone();
         tokio::select! {
             closed = cancelled => {
                 told(false);

@@ -8,7 +8,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use raft::{Config, Connect, LeaderHandler, Member, Node, PeerStream, Reach, Star
 use storage::{Change, Observer, Options, Store};
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -83,6 +84,7 @@ pub struct Cluster {
     pub dirs: Vec<TempDir>,
     pub addresses: Vec<SocketAddr>,
     pub running: Vec<Option<Running>>,
+    pub links: Tcp,
     /// Members that the cluster began with; the others join.
     size: usize,
 }
@@ -95,7 +97,7 @@ impl Cluster {
             addresses.push(listener.local_addr().unwrap());
         }
         let dirs = (0..size).map(|_| TempDir::new().unwrap()).collect();
-        let mut cluster = Cluster { dirs, addresses, running: Vec::new(), size };
+        let mut cluster = Cluster { dirs, addresses, running: Vec::new(), links: Tcp::default(), size };
         cluster.running.resize_with(size, || None);
         for i in 0..size {
             cluster.start_node(i).await;
@@ -104,7 +106,8 @@ impl Cluster {
     }
 
     pub async fn start_node(&mut self, i: usize) {
-        let node = try_start_member(self.dirs[i].path(), i, &self.addresses, self.size).await.unwrap();
+        let (links, disk, dir) = (self.links.clone(), Arc::new(raft::disk::FileSystem), self.dirs[i].path());
+        let node = try_start_member_over(links, disk, dir, i, &self.addresses, self.size).await.unwrap();
         self.running[i] = Some(node);
     }
 
@@ -162,18 +165,43 @@ impl Cluster {
     }
 }
 
-/// Connects to `http://address`.
-struct Tcp;
+/// Connects to `http://address`. Clones share which one is far away.
+#[derive(Clone, Default)]
+pub struct Tcp {
+    pub far: Arc<OnceLock<String>>,
+}
 
 impl Connect for Tcp {
     fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+        let is_far = self.far.get() == Some(&url);
         let connect = async move {
             let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Box<dyn PeerStream>)
+            Ok(if is_far { Box::new(narrowed(stream)) as Box<dyn PeerStream> } else { Box::new(stream) })
         };
         Box::pin(connect)
     }
+}
+
+/// What is sent waits in a queue of megabytes, and goes on at 2 MiB a second.
+fn narrowed(stream: TcpStream) -> DuplexStream {
+    let (near, queue) = tokio::io::duplex(8 << 20);
+    let (mut sent, mut answered) = tokio::io::split(queue);
+    let (mut answers, mut out) = stream.into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut answers, &mut answered).await });
+    tokio::spawn(async move {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            let count = sent.read(&mut bytes).await?;
+            if count == 0 {
+                return io::Result::Ok(());
+            }
+            // A delay: a narrow link is what this is.
+            tokio::time::sleep(Duration::from_secs(1) * count as u32 / (2 << 20)).await;
+            out.write_all(&bytes[..count]).await?;
+        }
+    });
+    near
 }
 
 /// Starts member `i` of a cluster that began with `size` members: the first ones. None: it goes on alone.
@@ -188,6 +216,18 @@ pub async fn try_start_member(
 
 /// The same, with the log on this disk.
 pub async fn try_start_member_on(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    i: usize,
+    addresses: &[SocketAddr],
+    size: usize,
+) -> Result<Running, StartError> {
+    try_start_member_over(Tcp::default(), disk, dir, i, addresses, size).await
+}
+
+/// The same, with these links to the others.
+pub async fn try_start_member_over(
+    links: Tcp,
     disk: Arc<dyn Disk>,
     dir: &Path,
     i: usize,
@@ -219,7 +259,7 @@ pub async fn try_start_member_on(
         is_log_synced: true,
         segment_bytes: raft::SEGMENT_BYTES,
         meter: Arc::new(()),
-        reach: Reach::Connections(Arc::new(Tcp)),
+        reach: Reach::Connections(Arc::new(links)),
         disk,
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
