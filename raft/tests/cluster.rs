@@ -102,8 +102,14 @@ async fn leadership_is_handed_over() {
     put_on(cluster.node(leader), "a", "2").await;
 }
 
-/// Writes more than what is kept of the log once the store has been flushed. Who led then.
-async fn leave_behind(cluster: &Cluster) -> usize {
+/// Three members, of which one has crashed and lacks more than what is kept of the log once the store has been flushed.
+/// Which one that is, and who leads.
+async fn one_far_behind() -> (Cluster, usize, usize) {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let late = (leader + 1) % 3;
+    put_on(cluster.node(leader), "first", "1").await;
+    cluster.crash(late).await;
     let value_bytes = Bytes::from(vec![7; 16 << 10]);
     loop {
         let leader = cluster.leader().await;
@@ -118,19 +124,14 @@ async fn leave_behind(cluster: &Cluster) -> usize {
         ))
         .await;
         if results.iter().all(Result::is_ok) {
-            return leader;
+            return (cluster, late, leader);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_far_behind_gets_a_snapshot() {
-    let mut cluster = Cluster::start(3).await;
-    let leader = cluster.leader().await;
-    let late = (leader + 1) % 3;
-    put_on(cluster.node(leader), "first", "1").await;
-    cluster.crash(late).await;
-    let leader = leave_behind(&cluster).await;
+    let (mut cluster, late, leader) = one_far_behind().await;
     cluster.start_node(late).await;
     cluster.node(late).read_index().await.unwrap();
     assert_eq!(value(cluster.store(late), "first").unwrap(), "1");
@@ -148,11 +149,7 @@ async fn a_member_far_behind_gets_a_snapshot() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_takes_its_time_on_a_narrow_link() {
-    let mut cluster = Cluster::start(3).await;
-    let late = (cluster.leader().await + 1) % 3;
-    put_on(cluster.node((late + 1) % 3), "first", "1").await;
-    cluster.crash(late).await;
-    leave_behind(&cluster).await;
+    let (mut cluster, late, _) = one_far_behind().await;
     cluster.links.far.set(cluster.url(late)).unwrap();
     cluster.start_node(late).await;
     timeout(60 * ELECTION, cluster.node(late).read_index()).await.unwrap().unwrap();
@@ -161,11 +158,7 @@ async fn a_snapshot_takes_its_time_on_a_narrow_link() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_installed_though_its_sender_has_gone() {
-    let mut cluster = Cluster::start(3).await;
-    let late = (cluster.leader().await + 1) % 3;
-    put_on(cluster.node((late + 1) % 3), "first", "1").await;
-    cluster.crash(late).await;
-    let leader = leave_behind(&cluster).await;
+    let (mut cluster, late, leader) = one_far_behind().await;
     let disk = HoldingDisk::new();
     let (dir, addresses) = (cluster.dirs[late].path().to_path_buf(), cluster.addresses.clone());
     let running = try_start_member_on(Arc::new(disk.clone()), &dir, late, &addresses, 3).await.unwrap();

@@ -196,7 +196,7 @@ fn narrowed(stream: TcpStream) -> DuplexStream {
             if count == 0 {
                 return io::Result::Ok(());
             }
-            // A delay: a narrow link is what this is.
+            // A delay, and no event: bytes take time on a narrow link, during which pings behind them go unanswered.
             tokio::time::sleep(Duration::from_secs(1) * count as u32 / (2 << 20)).await;
             out.write_all(&bytes[..count]).await?;
         }
