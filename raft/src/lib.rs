@@ -8,6 +8,7 @@
 //!  ├ change.rs, membership.rs       changes of the membership: the rules, and carrying them out
 //!  ├ campaign.rs                    time between campaigns that gave no leader
 //!  ├ contact.rs                     who does not answer, for the log
+//!  ├ heartbeat.rs                   says to the others that the leader is there
 //!  ├ force_new.rs                   a cluster of one, when the majority is lost
 //!  ├ restored.rs                     a cluster that begins with a state from elsewhere
 //!  ├ roster.rs, removal.rs          the members as applied, and who was removed
@@ -35,6 +36,7 @@ pub mod disk;
 mod force_new;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod heartbeat;
 mod log;
 mod members;
 mod membership;

@@ -22,7 +22,7 @@ use crate::{
     Change, ChangeError, ChangePolicy, Config, LeaderHandler, LoggedEntry, Member, Meter, RaftError, Standing,
     StartError, Status, campaign, contact,
     convert::change_to_wire,
-    force_new,
+    force_new, heartbeat,
     log::{Folder, Log, LogError, WeakLog},
     members,
     membership::Changes,
@@ -148,6 +148,7 @@ impl Node {
             one_at_a_time: Arc::default(),
         };
         host::spawn(changes.clone().seat_newcomers());
+        host::spawn(heartbeat::send(raft.clone(), config.heartbeat));
         host::spawn(contact::log_changes(raft.clone(), config.election_timeout));
         host::spawn(campaign::pace(raft.clone(), raft_config));
         let heard = Heard::now();
@@ -528,7 +529,9 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
     let (heartbeat, election) = (config.heartbeat.as_millis() as u64, config.election_timeout.as_millis() as u64);
     let raft = openraft::Config {
         cluster_name: format!("{:x}", config.cluster.0),
-        heartbeat_interval: heartbeat,
+        enable_heartbeat: false,
+        // For how long openraft waits for what a member answers at once, and five of its ticks: the longest it takes.
+        heartbeat_interval: election / 2 - 1,
         // A vote is synced and answered within this, or does not count.
         election_timeout_min: election / 2,
         election_timeout_max: election * 65 / 100,

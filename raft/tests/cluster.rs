@@ -2,16 +2,21 @@
 
 mod harness;
 
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use harness::{
-    Cluster, ELECTION,
+    Cluster, ELECTION, Tcp,
     holding_disk::{HoldingDisk, Syncs},
     put, put_on, try_start_member, try_start_member_on, value,
 };
 use prost::Message;
-use proto::command::{Command, MemberAttributes, command::Op};
+use proto::command::{Command, MemberAttributes, command::Op, outcome};
 use raft::RaftError;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -150,10 +155,44 @@ async fn a_member_far_behind_gets_a_snapshot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_takes_its_time_on_a_narrow_link() {
     let (mut cluster, late, _) = one_far_behind().await;
-    cluster.links.far.set(cluster.url(late)).unwrap();
+    cluster.links.narrow.set(cluster.url(late)).unwrap();
     cluster.start_node(late).await;
     timeout(60 * ELECTION, cluster.node(late).read_index()).await.unwrap().unwrap();
     assert_eq!(value(cluster.store(late), "first").unwrap(), "1");
+}
+
+/// Three members, of which one has crashed, and this link leads from the leader to the other follower. Who leads.
+async fn two_of_three_over(link: impl Fn(&Tcp) -> &OnceLock<String>) -> (Cluster, usize) {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (follower, gone) = ((leader + 1) % 3, (leader + 2) % 3);
+    link(&cluster.links).set(cluster.url(follower)).unwrap();
+    // It is connected to anew.
+    cluster.crash(follower).await;
+    cluster.start_node(follower).await;
+    cluster.node(follower).read_index().await.unwrap();
+    cluster.crash(gone).await;
+    (cluster, leader)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_may_be_farther_away_than_a_heartbeat() {
+    let (cluster, leader) = two_of_three_over(|links| &links.far).await;
+    let term = cluster.node(leader).status().term;
+    timeout(20 * ELECTION, put_on(cluster.node(leader), "a", "1")).await.unwrap();
+    timeout(20 * ELECTION, cluster.node(leader).read_index()).await.unwrap().unwrap();
+    // Where nothing is written, it is heartbeats alone that tell the leader that it leads.
+    let mut status = cluster.node(leader).watch_status();
+    timeout(4 * ELECTION, status.wait_for(|status| !status.is_leader)).await.unwrap_err();
+    assert_eq!(cluster.node(leader).status().term, term);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_value_takes_its_time_on_a_narrow_link() {
+    let (cluster, leader) = two_of_three_over(|links| &links.narrow).await;
+    let value = Bytes::from(vec![7; 3 << 20]);
+    let outcome = timeout(60 * ELECTION, cluster.node(leader).propose(put("a", value))).await.unwrap().unwrap();
+    assert!(matches!(outcome.result, Some(outcome::Result::Put(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

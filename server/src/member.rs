@@ -1,6 +1,6 @@
 //! A member put together: store, Raft node, watches, leases, and what its services share. Nothing is listened on here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -45,10 +45,11 @@ pub struct Machine {
 
 impl Machine {
     /// This process's, with its network and file system.
-    pub fn this(dialer: Arc<Dialer>) -> Machine {
+    pub fn this(dialer: Arc<Dialer>, election_timeout: Duration) -> Machine {
+        let for_raft = tls::dial::ForRaft { dialer: dialer.clone(), silence_max: election_timeout };
         Machine {
             disk: Arc::new(raft::disk::FileSystem),
-            reach: Reach::Connections(Arc::new(tls::dial::ForRaft(dialer.clone()))),
+            reach: Reach::Connections(Arc::new(for_raft)),
             dialer,
             segment_bytes: raft::SEGMENT_BYTES,
             cache_bytes: 256 << 20,

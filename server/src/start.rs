@@ -107,7 +107,7 @@ pub async fn run(config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
         is_restart = dir.is_restart,
         "opened the data directory"
     );
-    let member = Member::start(&config, &dir, Machine::this(tls.dialer.clone())).await?;
+    let member = Member::start(&config, &dir, Machine::this(tls.dialer.clone(), config.election_timeout)).await?;
     let services = member.grpc(&config).await?;
     drop((member.hub, member.clock));
     let (ctx, mut failures, backups) = (member.ctx.clone(), member.failures, member.backups);

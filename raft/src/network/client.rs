@@ -51,9 +51,10 @@ use crate::{
 };
 
 const WINDOW_BYTES: u32 = 4 << 20;
-/// The silence that ends a snapshot, in election timeouts: what asks whether the other side is there stands behind
-/// megabytes of the snapshot, on a link that may be slow.
-const SNAPSHOT_SILENCES: u32 = 20;
+/// The silence that ends a connection of Raft, in election timeouts: what asks whether the other side is there stands
+/// behind megabytes of entries or of a snapshot, on a link that may be slow. Who opens the connection finds out earlier
+/// that nobody is there: see [`super::connect::Connect`].
+const SILENCES: u32 = 20;
 
 pub type Client = PeerClient<InterceptedService<PeerChannel, Stamp>>;
 
@@ -198,28 +199,22 @@ pub struct Connection {
     target: u64,
     urls: Vec<String>,
     client: Client,
-    for_snapshots: Client,
 }
 
 impl Connection {
     fn new(peers: Peers, target: u64, urls: Vec<String>) -> Connection {
-        let client = peers.connect(target, &urls, peers.election_timeout);
-        let for_snapshots = peers.connect(target, &urls, SNAPSHOT_SILENCES * peers.election_timeout);
-        Connection { peers, target, urls, client, for_snapshots }
+        let client = peers.connect(target, &urls, SILENCES * peers.election_timeout);
+        Connection { peers, target, urls, client }
     }
 
-    /// With the URLs that the member has now.
-    fn newest(&mut self) -> &mut Connection {
+    /// To the URLs that the member has now.
+    fn client(&mut self) -> &mut Client {
         if let Some(urls) = self.peers.newest_urls(self.target)
             && urls != self.urls
         {
             *self = Connection::new(self.peers.clone(), self.target, urls);
         }
-        self
-    }
-
-    fn client(&mut self) -> &mut Client {
-        &mut self.newest().client
+        &mut self.client
     }
 
     fn told(&self) -> Told {
@@ -431,7 +426,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let began = Instant::now();
         meter.peer(target, PeerEvent::SnapshotSends);
         let told = |is_done| meter.peer(target, PeerEvent::SnapshotSent { took: began.elapsed(), is_done });
-        let mut client = self.newest().for_snapshots.clone();
+        let mut client = self.client().clone();
         tokio::select! {
             closed = cancelled => {
                 told(false);

@@ -19,7 +19,8 @@ pub trait PeerStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> PeerStream for T {}
 
 pub trait Connect: Send + Sync + 'static {
-    /// Opens a connection to a peer URL.
+    /// Opens a connection to a peer URL. It is to fail when what was sent has not arrived for an election timeout: that
+    /// nobody is there any more is noticed much later by pings, which wait behind what was sent before.
     fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>>;
 }
 

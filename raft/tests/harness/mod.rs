@@ -28,10 +28,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
     sync::mpsc,
+    time::Instant,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 
 pub const ELECTION: Duration = Duration::from_millis(500);
+pub const HEARTBEAT: Duration = Duration::from_millis(50);
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// Held by the store: the channel closes when the store does.
@@ -165,19 +167,25 @@ impl Cluster {
     }
 }
 
-/// Connects to `http://address`. Clones share which one is far away.
+/// Connects to `http://address`. Clones share which one's link is narrow, and which one is far away.
 #[derive(Clone, Default)]
 pub struct Tcp {
+    pub narrow: Arc<OnceLock<String>>,
     pub far: Arc<OnceLock<String>>,
 }
 
 impl Connect for Tcp {
     fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
-        let is_far = self.far.get() == Some(&url);
+        let (is_narrow, is_far) = (self.narrow.get() == Some(&url), self.far.get() == Some(&url));
         let connect = async move {
             let stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
             stream.set_nodelay(true)?;
-            Ok(if is_far { Box::new(narrowed(stream)) as Box<dyn PeerStream> } else { Box::new(stream) })
+            let stream: Box<dyn PeerStream> = match () {
+                () if is_narrow => Box::new(narrowed(stream)),
+                () if is_far => Box::new(delayed(stream)),
+                () => Box::new(stream),
+            };
+            Ok(stream)
         };
         Box::pin(connect)
     }
@@ -200,6 +208,35 @@ fn narrowed(stream: TcpStream) -> DuplexStream {
             tokio::time::sleep(Duration::from_secs(1) * count as u32 / (2 << 20)).await;
             out.write_all(&bytes[..count]).await?;
         }
+    });
+    near
+}
+
+/// What is sent arrives two heartbeats later.
+fn delayed(stream: TcpStream) -> DuplexStream {
+    let (near, queue) = tokio::io::duplex(8 << 20);
+    let (mut sent, mut answered) = tokio::io::split(queue);
+    let (mut answers, mut out) = stream.into_split();
+    let (on_the_way, mut arriving) = mpsc::unbounded_channel();
+    tokio::spawn(async move { tokio::io::copy(&mut answers, &mut answered).await });
+    tokio::spawn(async move {
+        loop {
+            let mut bytes = Vec::with_capacity(16 << 10);
+            // Its end is the channel's.
+            if sent.read_buf(&mut bytes).await? == 0
+                || on_the_way.send((Instant::now() + 2 * HEARTBEAT, bytes)).is_err()
+            {
+                return io::Result::Ok(());
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Some((arrival, bytes)) = arriving.recv().await {
+            // A delay, and no event: it is the distance.
+            tokio::time::sleep_until(arrival).await;
+            out.write_all(&bytes).await?;
+        }
+        io::Result::Ok(())
     });
     near
 }
@@ -252,7 +289,7 @@ pub async fn try_start_member_over(
         force_new_cluster: size == 0,
         data_dir: dir.into(),
         wal_dir: dir.join("wal"),
-        heartbeat: ELECTION / 10,
+        heartbeat: HEARTBEAT,
         election_timeout: ELECTION,
         snapshot_count: 1000,
         catch_up_entries: 5000,

@@ -1,7 +1,7 @@
 //! The connecting end: streams to members. Source: etcd, `client/pkg/transport/listener.go` (ClientConfig),
 //! `unix_listener.go`.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use raft::PeerStream;
@@ -11,6 +11,7 @@ use rustls::{
     pki_types::ServerName,
     sign::SingleCertAndKey,
 };
+use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
@@ -54,12 +55,19 @@ impl Dialer {
 
     /// Opens a connection to `url`.
     pub async fn connect(&self, url: &str) -> io::Result<Box<dyn PeerStream>> {
+        self.connect_for(url, None).await
+    }
+
+    /// The same; over TCP it fails when the other side's kernel has not acknowledged what was sent for so long, however
+    /// much else waits to be sent (tcp(7), TCP_USER_TIMEOUT).
+    async fn connect_for(&self, url: &str, silence_max: Option<Duration>) -> io::Result<Box<dyn PeerStream>> {
         let invalid = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let url = Url::parse(url).map_err(|error| invalid(&error))?;
         let stream: Box<dyn PeerStream> = match url.target() {
             Target::Tcp(host, port) => {
                 let stream = TcpStream::connect((host, port)).await?;
                 stream.set_nodelay(true)?;
+                SockRef::from(&stream).set_tcp_user_timeout(silence_max)?;
                 Box::new(stream)
             }
             Target::Unix(path) => Box::new(UnixStream::connect(path).await?),
@@ -76,13 +84,16 @@ impl Dialer {
     }
 }
 
-/// What Raft connects with.
-pub struct ForRaft(pub Arc<Dialer>);
+/// What Raft connects with. What was sent may stay for so long without the receiving kernel's acknowledgement.
+pub struct ForRaft {
+    pub dialer: Arc<Dialer>,
+    pub silence_max: Duration,
+}
 
 impl raft::Connect for ForRaft {
     fn connect(&self, url: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
-        let dialer = self.0.clone();
-        async move { dialer.connect(&url).await }.boxed()
+        let (dialer, silence_max) = (self.dialer.clone(), self.silence_max);
+        async move { dialer.connect_for(&url, Some(silence_max)).await }.boxed()
     }
 }
 
