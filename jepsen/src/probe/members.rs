@@ -1,6 +1,10 @@
 //! Members that come, lag, or have lost what they knew.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -19,7 +23,7 @@ use super::{
     client::{Client, range_of, revision_of, watch_all},
     reads::{pause, resume},
 };
-use crate::failover;
+use crate::{failover, process::Node};
 
 /// What the store flushes after, so that the log is purged, and more.
 const LAG_PUTS: usize = 3000;
@@ -42,8 +46,14 @@ pub async fn snapshot(setup: &Setup<'_>) -> Result<()> {
         ahead.put("k", "1").await?;
         seen = watch.events().await?.last().map_or(seen, revision_of);
     }
+    let kept = oldest_segment(&cluster.nodes[leader])?;
     pause(&cluster.nodes[behind])?;
-    let filled = fill(&ahead).await;
+    let filled = async {
+        let lease = fill(&ahead).await?;
+        until_gone(&kept).await?;
+        anyhow::Ok(lease)
+    };
+    let filled = filled.await;
     resume(&cluster.nodes[behind])?;
     let lease = filled?;
 
@@ -81,6 +91,23 @@ async fn fill(client: &Client) -> Result<i64> {
     });
     puts.buffer_unordered(WRITERS).try_for_each(|_| async { Ok(()) }).await?;
     Ok(lease)
+}
+
+fn oldest_segment(node: &Node) -> Result<PathBuf> {
+    let files = fs::read_dir(node.data_dir().join("member/wal"))?.map(|entry| anyhow::Ok(entry?.path()));
+    let files: Vec<PathBuf> = files.collect::<Result<_>>()?;
+    let segments = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    segments.min().context("there is no log")
+}
+
+/// The leader lets go of what is on its way to a member when the connection to that member ends, and nobody tells.
+async fn until_gone(segment: &Path) -> Result<()> {
+    let began = Instant::now();
+    while segment.exists() {
+        ensure!(began.elapsed() < CATCH_UP_LIMIT, "{} was kept for {CATCH_UP_LIMIT:?}", segment.display());
+        sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
 }
 
 pub async fn wiped(setup: &Setup<'_>) -> Result<()> {

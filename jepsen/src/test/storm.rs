@@ -75,6 +75,10 @@ async fn one_fault(
     recorder.fault(note.clone());
     let begin = Instant::now();
     let struck = in_time(nemesis.strike(nodes, random)).await;
+    if struck.is_err() {
+        // Those that were cut off for it are to be compared with the others.
+        nodes.heal_links();
+    }
     let Fault { description, victims, .. } = struck.with_context(|| format!("{} could not strike", nemesis.name()))?;
     sleep(hold.saturating_sub(begin.elapsed())).await;
     let healed = in_time(nemesis.heal(nodes, random)).await;

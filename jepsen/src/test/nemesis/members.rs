@@ -25,10 +25,11 @@ use crate::test::nodes::{Needs, Nodes, link::Link};
 
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
-/// More than the log that members keep, however little they are told to.
-const LOG_FILL_BYTES: usize = 80 << 20;
-const LOG_FILL_REQUEST_BYTES: usize = 1 << 20;
-const LOG_FILL_AT_ONCE: usize = 4;
+/// More than the log that members keep, however little they are told to: they let go of it when it has grown by a segment
+/// of 64 MiB, at the next of `--snapshot-count` entries, and these come to more than that many behind the segment.
+const LOG_FILL_BYTES: usize = 96 << 20;
+const LOG_FILL_REQUEST_BYTES: usize = 192 << 10;
+const LOG_FILL_AT_ONCE: usize = 16;
 
 /// A member's machine is lost with all that was on it, and another takes its place.
 #[derive(Default)]
