@@ -129,3 +129,27 @@ fn client_config(settings: &Settings, shown: Option<&Pair>) -> Result<ClientConf
     }
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_of_raft_ends_when_nothing_arrives() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let silence_max = Duration::from_millis(300);
+        let mut stream = Dialer::plain().connect_for(&url, Some(silence_max)).await.unwrap();
+        // What it does not read fills both kernels' buffers.
+        let _reader = listener.accept().await.unwrap();
+        let written = async {
+            loop {
+                stream.write_all(&[0; 64 << 10]).await?;
+            }
+        };
+        let ended: io::Result<()> = tokio::time::timeout(50 * silence_max, written).await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}
