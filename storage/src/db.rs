@@ -1,6 +1,10 @@
 //! One RocksDB with Pintle's column families. RocksDB's types end here and in the files beside.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use proto::{Revision, mvccpb::KeyValue};
@@ -42,7 +46,30 @@ const OPEN_FILES_MAX: i32 = 4096;
 
 pub(crate) struct Db {
     raw: DB,
+    /// Behind what is in it: RocksDB is closed first.
+    folder: Folder,
+}
+
+/// Where a RocksDB is.
+struct Folder {
     path: PathBuf,
+    is_given_up: AtomicBool,
+}
+
+impl Folder {
+    fn new(path: &Path) -> Folder {
+        Folder { path: path.into(), is_given_up: AtomicBool::new(false) }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.is_given_up.load(Ordering::Relaxed)
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "an old store stays until the next start");
+        }
+    }
 }
 
 impl Db {
@@ -64,7 +91,7 @@ impl Db {
         let families = COLUMN_FAMILIES.into_iter().map(family).collect::<Result<Vec<_>, _>>();
         let families = families.map_err(|e| StorageError::rocksdb(path, e))?;
         let raw = DB::open_cf_descriptors(&options, path, families).map_err(|e| refused(path, e))?;
-        let db = Db { raw, path: path.into() };
+        let db = Db { raw, folder: Folder::new(path) };
         db.settle_in_simulation()?;
         Ok(db)
     }
@@ -73,11 +100,16 @@ impl Db {
     pub fn open_read_only(path: &Path) -> Result<Db, StorageError> {
         let raw = DB::open_cf_for_read_only(&Options::default(), path, COLUMN_FAMILIES, false)
             .map_err(|e| StorageError::rocksdb(path, e))?;
-        Ok(Db { raw, path: path.into() })
+        Ok(Db { raw, folder: Folder::new(path) })
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.folder.path
+    }
+
+    /// Removes its folder once it is closed, not earlier: RocksDB merges tables there, and writes down that it did.
+    pub fn give_up(&self) {
+        self.folder.is_given_up.store(true, Ordering::Relaxed);
     }
 
     pub fn raw(&self) -> &DB {
@@ -89,13 +121,13 @@ impl Db {
     }
 
     pub fn error(&self, error: rocksdb::Error) -> StorageError {
-        StorageError::rocksdb(&self.path, error)
+        StorageError::rocksdb(self.path(), error)
     }
 
     /// Damage in the record at `key` of a column family.
     pub fn damaged(&self, family: &str, key: &[u8], detail: impl std::fmt::Display) -> StorageError {
         let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        StorageError::damaged(&self.path, format!("column family {family}, key {key}: {detail}"))
+        StorageError::damaged(self.path(), format!("column family {family}, key {key}: {detail}"))
     }
 
     pub fn get(&self, family: &str, key: &[u8]) -> Result<Option<rocksdb::DBPinnableSlice<'_>>, StorageError> {
@@ -372,8 +404,6 @@ impl Cursor<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use tempfile::TempDir;
 
     use super::*;

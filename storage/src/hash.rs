@@ -254,7 +254,7 @@ fn bucket_key(at: Revision, is_tombstone: bool) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use proto::{
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use crate::{Change, LogEntry, Observer, Options, Payload};
 
-    struct Nobody;
+    pub(crate) struct Nobody;
 
     impl Observer for Nobody {
         fn applied(&self, _: Change) {}

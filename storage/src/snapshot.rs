@@ -51,8 +51,8 @@ impl Store {
         let inner = &self.inner;
         let _going = Going::on(&inner.counters.installing);
         let mut state = inner.state.lock();
-        let old = state.db.path().to_path_buf();
-        let generation = generation_of(&old)? + 1;
+        let old = state.db.clone();
+        let generation = generation_of(old.path())? + 1;
         let new = inner.dir.join(generation.to_string());
         fs::rename(dir, &new).map_err(|e| StorageError::io(dir, e))?;
         sync_dir(&inner.dir)?;
@@ -72,8 +72,9 @@ impl Store {
         *inner.view.write() = Arc::new(state.view());
         let (revision, compacted) = (state.revision, state.compacted);
         drop(state);
-        // Readers may hold the old store open; an open file outlives its name.
-        fs::remove_dir_all(&old).map_err(|e| StorageError::io(&old, e))?;
+        // Readers may hold it open.
+        old.give_up();
+        drop(old);
         inner.options.observer.restored(revision, compacted);
         Ok(loaded.applied)
     }
@@ -139,4 +140,28 @@ fn point_to(dir: &Path, generation: u64) -> Result<(), StorageError> {
 
 fn sync_dir(dir: &Path) -> Result<(), StorageError> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| StorageError::io(dir, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{Options, hash::tests::Nobody};
+
+    #[test]
+    fn an_old_store_has_its_folder_as_long_as_it_is_open() {
+        let dir = TempDir::new().unwrap();
+        let options = Options { observer: Arc::new(Nobody), cache_bytes: 1 << 20 };
+        let store = Store::open(&dir.path().join("store"), options).unwrap();
+        let checkpoint = dir.path().join("checkpoint");
+        store.checkpoint(&checkpoint).unwrap();
+        let reader = store.inner.view();
+        let old = reader.db.path().to_path_buf();
+        store.install_checkpoint(&checkpoint).unwrap();
+        assert_ne!(store.inner.view().db.path(), old);
+        assert!(old.is_dir());
+        drop(reader);
+        assert!(!old.exists());
+    }
 }
