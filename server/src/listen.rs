@@ -9,9 +9,10 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream},
@@ -22,6 +23,9 @@ use crate::{config::Listen, urls::Address};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+/// After so long without a word the kernel asks whether the other end is still there, and again: a connection whose other
+/// end has vanished is closed. (etcd: `keepalive_listener.go`)
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The first byte of a TLS connection: a record that holds a handshake message.
 const TLS_HANDSHAKE: u8 = 22;
 
@@ -119,6 +123,8 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     if reuse_port {
         socket.set_reuseport(true)?;
     }
+    // Connections that come in have what the listener has.
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE_MAX).with_interval(SILENCE_MAX))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -222,5 +228,18 @@ mod tests {
         assert_eq!(connections_within(400), Some(250));
         assert_eq!(connections_within(1024), Some(768));
         assert_eq!(connections_within(1_000_000), Some(1_000_000 - 4096));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_came_in_is_asked_whether_it_is_alive() {
+        let listener = bind_tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let _other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(
+            (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),
+            (SILENCE_MAX, SILENCE_MAX)
+        );
     }
 }
