@@ -2,7 +2,11 @@
 
 mod member;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
 
 use member::Member;
 use proto::etcdserverpb::{
@@ -172,6 +176,28 @@ async fn what_takes_too_long_is_told_of() {
     assert!(member.wait_for_log("apply request took too long").contains("\"expected-duration\":\"1ns\""));
     assert!(member.wait_for_log("request stats").contains("/etcdserverpb.KV/Put"));
     assert!(Samples::of(&member).get("etcd_server_slow_apply_total") > 0.0);
+}
+
+#[tokio::test]
+async fn a_slow_sync_of_the_log_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::start(dir.path(), &[]);
+    let process = member.process_id().to_string();
+    let slow = "inject=fdatasync:delay_exit=1100000:when=1";
+    let mut tracer = Command::new("strace")
+        .args(["-f", "-e", "trace=fdatasync", "-e", slow, "-o", "/dev/null", "-p", &process])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("script/setup --test installs strace");
+    let mut attached = String::new();
+    BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut attached).unwrap();
+    assert!(attached.contains("attached"), "{attached}");
+    let channel = Channel::from_shared(member.endpoint()).unwrap().connect().await.unwrap();
+    KvClient::new(channel).put(put("a", "1")).await.unwrap();
+    let line = member.wait_for_log("slow fdatasync");
+    assert!(line.contains("\"expected-duration\":\"1s\""), "{line}");
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
 }
 
 /// Waits until the samples are as they should be.

@@ -4,7 +4,7 @@
 //! etcd keeps streams between all members. Here a follower talks to the leader, so `active_peers` and
 //! `disconnected_peers_total` know of others only what calls have told.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::{
@@ -14,6 +14,9 @@ use proto::MemberId;
 use raft::{LogWrite, PeerEvent};
 
 use super::families::Families;
+
+/// A sync of the log that takes longer is told of. (etcd: `warnSyncDuration`)
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 
 pub struct NetworkMetrics {
     local: String,
@@ -141,6 +144,9 @@ impl raft::Meter for NetworkMetrics {
         self.log_syncs.observe(sync.as_secs_f64());
         self.log_bytes.add(bytes as i64);
         self.log_batches.observe(records as f64);
+        if sync > SLOW_SYNC {
+            tracing::warn!(took = ?sync, expected_duration = ?SLOW_SYNC, "slow fdatasync");
+        }
     }
 
     fn peer(&self, peer: MemberId, event: PeerEvent) {
