@@ -88,7 +88,8 @@ impl Changes {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let heard = metrics.heartbeat.iter().flatten().filter_map(|(id, at)| at.map(|at| (*id, at.elapsed())));
-        let others = heard.filter(|(_, silence)| *silence < self.election_timeout).map(|(id, _)| id);
+        // An answer waits for the member's disk, and for the one before it. (etcd wants a connection, whatever is answered.)
+        let others = heard.filter(|(_, silence)| *silence < 2 * self.election_timeout).map(|(id, _)| id);
         let matched = metrics.replication.iter().flatten().map(|(id, log_id)| (*id, position_of(log_id.as_ref())));
         View {
             local: self.member,
