@@ -8,8 +8,11 @@
 //!           in a WINDOW the threads were busy for less than FEW of the time of one thread fewer
 //!   working ──────────────────────────────────────────────────────────────────────────────────▶ resting
 //!           ◀──────────────────────────────────────────────────────────────────────────────────
-//!           for a LOOK no thread has waited for something to do
+//!                 for a LOOK no thread has waited for something to do, or after a REST
 //! ```
+//!
+//! A thread does not rest for long at a time: a task that has used up its turn (tokio's budget), or has yielded, waits on
+//! a list of the thread that polled it, from which no other thread takes it.
 //!
 //! Nobody is told that all threads are busy, so one of those that rest looks: seldom where nothing is done. Where the
 //! runtime shuts down, its other threads end, which looks as if they were busy, and so those that rest end, too.
@@ -32,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(2);
 const LOOK_IDLE: Duration = Duration::from_millis(16);
 const LITTLE: u64 = 8;
 const WINDOW: Duration = Duration::from_millis(20);
+/// What a task may have to wait for that is on the list of a thread that rests.
+const REST: Duration = Duration::from_millis(50);
 const FEW: f64 = 0.8;
 
 struct Workers {
@@ -86,12 +91,13 @@ impl Workers {
         })
     }
 
-    /// Blocks until all threads that work are busy.
+    /// Blocks until all threads that work are busy, for a `REST` at most.
     fn wait_until_needed(&self) {
+        let began = Instant::now();
         let _only = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut look = LOOK;
         let mut before = self.waits();
-        loop {
+        while began.elapsed() < REST {
             // A delay: that a thread has been busy for as long, no event tells.
             thread::sleep(look);
             let now = self.waits();
@@ -136,6 +142,18 @@ mod tests {
         working.wait_for(|working| *working == 1).await.unwrap();
     }
 
+    /// None goes on before each has its thread.
+    async fn all_work(threads: usize) {
+        let barrier = Arc::new(Barrier::new(threads));
+        let tasks = (0..threads).map(|_| {
+            let barrier = barrier.clone();
+            tokio::spawn(async move { barrier.wait() })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+    }
+
     #[test]
     fn one_thread_works_where_there_is_nothing_to_do_and_all_where_each_has_something() {
         soon(|| {
@@ -145,15 +163,7 @@ mod tests {
                 for _ in 0..3 {
                     runtime.block_on(async {
                         all_rest_but_one(&mut working).await;
-                        // None goes on before each has its thread.
-                        let barrier = Arc::new(Barrier::new(threads));
-                        let tasks = (0..threads).map(|_| {
-                            let barrier = barrier.clone();
-                            tokio::spawn(async move { barrier.wait() })
-                        });
-                        for task in tasks.collect::<Vec<_>>() {
-                            task.await.unwrap();
-                        }
+                        all_work(threads).await;
                     });
                 }
             }
@@ -180,6 +190,37 @@ mod tests {
                         task.await.unwrap();
                     }
                     all_rest_but_one(&mut working).await;
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn what_has_yielded_on_a_thread_goes_on_though_it_rests() {
+        soon(|| {
+            let runtime = runtime(2);
+            let mut working = rest_when_idle(&runtime);
+            let turns: Vec<_> = (0..16).map(|_| watch::Sender::new(0_u64)).collect();
+            for turns in turns.clone() {
+                runtime.spawn(async move {
+                    loop {
+                        // As often as there is time for it, but not so often that no thread rests.
+                        sleep(Duration::from_millis(1)).await;
+                        for _ in 0..8 {
+                            tokio::task::yield_now().await;
+                        }
+                        turns.send_modify(|turns| *turns += 1);
+                    }
+                });
+            }
+            runtime.block_on(async {
+                for _ in 0..100 {
+                    all_rest_but_one(&mut working).await;
+                    for turns in &turns {
+                        let before = *turns.borrow();
+                        turns.subscribe().wait_for(|turns| *turns > before).await.unwrap();
+                    }
+                    all_work(2).await;
                 }
             });
         });
