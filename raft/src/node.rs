@@ -530,7 +530,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
     let raft = openraft::Config {
         cluster_name: format!("{:x}", config.cluster.0),
         enable_heartbeat: false,
-        // For how long openraft waits for what a member answers at once, and five of its ticks: the longest it takes.
+        // For how long the answer to a heartbeat is waited for: the longest that openraft takes.
         heartbeat_interval: election / 2 - 1,
         // A vote is synced and answered within this, or does not count.
         election_timeout_min: election / 2,
